@@ -1,0 +1,57 @@
+/* engine.h - a frozen base model in a backend's memory, and the passes over it.
+ *
+ * Forward: embed, layers, head rows in chunks (no logits tensor), per-row
+ * log-probs. Backward: coefficients per head row in, adapter gradients out.
+ * One engine serves any adapter, or none; nothing of an adapter is kept. */
+#ifndef WORKER_ENGINE_H
+#define WORKER_ENGINE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "kernels/kernels.h"
+#include "proto/err.h"
+#include "proto/spec.h"
+#include "worker/batch.h"
+#include "worker/lora.h"
+#include "worker/model.h"
+
+struct engine;
+
+struct engine_opts {
+    const struct kn_ops *ops;
+    struct kn_ctx *ctx;
+    const struct model *model; /* borrowed until engine_close                        */
+    const struct spec *spec;   /* quantisation, dtypes                               */
+    int64_t max_tokens;        /* tokens of the largest micro-batch                  */
+    int64_t max_head;          /* head rows of the largest micro-batch               */
+    int max_seqs;
+    int32_t max_positions;
+};
+
+/* Host arrays, n_head long each, filled by engine_forward. */
+struct head_out {
+    float *logp, *lse, *sum_z, *sum_pz;
+    int32_t *hit;
+    int64_t cap;
+};
+int head_out_reserve(struct head_out *h, int64_t n);
+void head_out_free(struct head_out *h);
+
+/* Loads, quantises and packs the base and allocates every buffer at once: after
+ * this nothing is allocated per step. -ENOMEM says what would fit. */
+int engine_open(const struct engine_opts *o, struct engine **ret, struct err *err);
+void engine_close(struct engine *e);
+size_t engine_bytes(const struct engine *e); /* device bytes held                    */
+
+/* Runs the batch with adapter a (NULL: off). keep: a backward pass follows. drop:
+ * dropout seed of this step, used when a->dropout > 0 and keep; 0: none. */
+int engine_forward(struct engine *e, const struct batch *b, const struct adapter *a, bool keep,
+                   uint64_t drop, struct head_out *out, struct err *err);
+
+/* a->g += d loss / d parameters, where coef[i] (host, n_head) = d loss / d logp[i]
+ * of the kept forward of the same batch. */
+int engine_backward(struct engine *e, const struct batch *b, struct adapter *a, uint64_t drop,
+                    const float *coef, struct err *err);
+
+#endif

@@ -67,7 +67,7 @@ struct fixture {
 static int set_up(void **state)
 {
     struct fixture *f = test_calloc(1, sizeof *f);
-    strcpy(f->path, "/tmp/atomic_file.XXXXXX");
+    (void)snprintf(f->path, sizeof f->path, "/tmp/atomic_file.XXXXXX");
     if (!mkdtemp(f->path))
         return -1;
     f->dir_fd = open(f->path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);

@@ -1,0 +1,106 @@
+/* core.h - the scheduler's decisions, and nothing else.
+ *
+ * Deterministic and without I/O: no clock, no randomness, no pointers into the
+ * outside. The same events give the same effects, which is what tests/sim relies
+ * on. One thread (the loop's) owns it. What may happen is in event.h. */
+#ifndef DAEMON_CORE_H
+#define DAEMON_CORE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "daemon/event.h"
+#include "proto/err.h"
+
+enum {
+    CORE_JOBS_MAX = 100000,    /* unfinished jobs                                     */
+    CORE_DEVICES_MAX = 1024,   /* devices ever seen since the start                   */
+    CORE_LOST_MAX = 1,         /* a gang lost this often is requeued by itself        */
+    CORE_LAUNCH_TRIES = 3,     /* failed launches in a row, then FAILED               */
+    CORE_RDV_KEYS = 16384,     /* rendezvous values of one attempt                    */
+    CORE_RDV_BYTES = 64 << 20, /* ... and their bytes                                 */
+    CORE_STOP_S = 600,         /* from "stop" to a kill                               */
+    CORE_KILL_S = 20,          /* from a kill to the next                             */
+    CORE_BACKOFF_S = 60,       /* longest wait before a requeued job is tried again   */
+    CORE_REQUEST_DAYS = 7,
+};
+
+struct core;
+
+struct core_opts {
+    uint8_t boot_id[EVENT_BOOT_BYTES];
+    int64_t boottime_ns; /* now */
+};
+
+/* Returns 0 or -ENOMEM. */
+int core_new(const struct core_opts *opts, struct core **ret);
+void core_free(struct core *c); /* NULL is a no-op */
+
+/* Takes over what was stored, before the first step, in this order: meta, devices,
+ * jobs by ascending id, attempts by (job, attempt), gangs, requests, rdv. Rows are
+ * checked: -EINVAL with a sentence for one that cannot be (the daemon then refuses
+ * to start); a row whose partner is missing is mended at EV_RECONCILED. -ENOMEM. */
+int core_restore_meta(struct core *c, const struct fx_meta *row, struct err *err);
+int core_restore_device(struct core *c, const struct fx_device *row, struct err *err);
+int core_restore_job(struct core *c, const struct job *row, struct err *err);
+int core_restore_attempt(struct core *c, const struct attempt *row, struct err *err);
+int core_restore_gang(struct core *c, const struct fx_gang *row, struct err *err);
+int core_restore_request(struct core *c, const struct fx_request *row, struct err *err);
+int core_restore_rdv(struct core *c, const struct fx_rdv *row, struct err *err);
+
+/* Applies one event. boottime_ns: CLOCK_BOOTTIME, decides; a smaller value than
+ * before counts as "no time has passed". wall_ms: a label, may go back.
+ * Returns 0; -ENOMEM: give up this process without committing fx. */
+int core_step(struct core *c, int64_t boottime_ns, int64_t wall_ms, const struct event *ev,
+              struct effects *fx);
+
+/* ---- what views read; valid until the next core_step ------------------- */
+
+size_t core_n_jobs(const struct core *c);
+const struct job *core_job_at(const struct core *c, size_t i); /* by ascending id     */
+const struct job *core_job(const struct core *c, uint64_t id); /* or NULL             */
+/* Jobs from the highest rev downwards: core_newest, then core_older until NULL. A
+ * watcher of the queue walks until rev <= its `since`. */
+const struct job *core_newest(const struct core *c);
+const struct job *core_older(const struct core *c, const struct job *j);
+uint64_t core_rev(const struct core *c);
+
+/* Why a PENDING job waits, or an ended one ended. text (may be NULL): a phrase that
+ * names what is missing, "2 of 4 cpu devices are free". */
+enum job_reason core_reason(const struct core *c, const struct job *j, char *text, size_t size);
+
+/* The newest n that is committed or about to be of an attempt; 0: none. */
+uint64_t core_last_report(const struct core *c, uint64_t job, uint32_t attempt);
+
+struct core_gang { /* a gang that holds devices */
+    uint64_t job;
+    uint32_t attempt;
+    bool hello; /* its supervisor has spoken to this daemon                            */
+    unsigned directives;
+    uint32_t n_devices;
+    const char *devices[LIMIT_RANKS];
+};
+size_t core_n_gangs(const struct core *c);
+void core_gang_at(const struct core *c, size_t i, struct core_gang *ret);
+bool core_gang(const struct core *c, uint64_t job, uint32_t attempt, struct core_gang *ret);
+
+enum core_device_state {
+    CORE_DEVICE_FREE,
+    CORE_DEVICE_USED,
+    CORE_DEVICE_FOREIGN,
+    CORE_DEVICE_FENCED,
+    CORE_DEVICE_DRAINED,
+    CORE_DEVICE_GONE,
+};
+struct core_device {
+    const char *name;
+    uint8_t type;
+    enum core_device_state state;
+    uint64_t job; /* that holds it; 0: none                                            */
+};
+size_t core_n_devices(const struct core *c);
+void core_device_at(const struct core *c, size_t i, struct core_device *ret);
+const char *core_device_state_name(enum core_device_state s); /* "FREE", ... */
+
+#endif

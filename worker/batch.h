@@ -41,12 +41,15 @@ struct batch {
 /* Packs examples[0..n) in the given order into micro-batches of at most `budget`
  * tokens (an example longer than that gets one of its own). share: lay the
  * prompt down once per pair; off, each half carries its own copy (tests).
- * *ret is an array of *ret_n, to batch_free_all. */
+ * step_index NULL: 0, 1, ... *ret is an array of *ret_n, to batch_free_all.
+ * Returns 0, -EINVAL (budget), -E2BIG (an example of over 2^31 tokens), -ENOMEM. */
 int batch_pack(const struct example *const *examples, const int32_t *step_index, int n,
                int64_t budget, bool share, struct batch **ret, int *ret_n);
 void batch_free_all(struct batch *b, int n);
 
 /* Tokens one example takes in a micro-batch. */
 int64_t batch_example_tokens(const struct example *e, bool share);
+/* Target tokens (head rows) of one half of an example; 0 for a half it lacks. */
+int64_t batch_example_targets(const struct example *e, int half);
 
 #endif

@@ -145,18 +145,20 @@ struct kn_lora_seg {
 
 /* Dropout on the adapter's input only (PEFT): element (row, col) is kept with
  * probability 1 - p and scaled by 1 / (1 - p). The decision is Philox4x32-10
- * with counter (col / 4, row_key low, row_key high, stream) and key `seed`,
- * word col % 4, kept iff word >= p * 2^32. Never a function of the row index. */
+ * with counter (col / 4, row_key low, row_key high, stream + part) and key
+ * `seed`, word col % 4, kept iff word >= p * 2^32. Never a function of the row
+ * index. Each part of a stacked weight has a mask of its own, as PEFT has with
+ * separate modules. */
 struct kn_dropout {
     float p;                 /* 0: no dropout, other fields ignored               */
     uint64_t seed;           /* (seed, step) folded by the worker                 */
-    uint32_t stream;         /* which linear                                      */
+    uint32_t stream;         /* which linear; part i of the weight: stream + i     */
     const uint64_t *row_key; /* in (M) example ordinal and position               */
 };
 
 /* y = [residual +] x W^T + bias + scale * (drop(x) A^T) B^T, one rounding.
- * s receives x A^T of all parts side by side: part i's columns begin at the sum
- * of r over the parts before it (max over segments of that part's r). */
+ * s receives drop(x) A^T of all parts side by side: part i's columns begin at the
+ * sum of r over the parts before it (max over segments of that part's r). */
 struct kn_linear_fwd {
     struct kn_mat y;               /* out (M, N); may be float32 when x is bf16     */
     struct kn_mat x;               /* in  (M, K)                                    */

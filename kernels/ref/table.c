@@ -1,0 +1,111 @@
+/* table.c - the reference backend's table, memory and context. */
+#include "ref.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+struct kn_ctx {
+    enum kn_dtype compute;
+};
+
+int ref_open(const struct kn_open *o, struct kn_ctx **ret_ctx)
+{
+    struct kn_ctx *ctx;
+
+    if (kn_check_open(o) || o->device != 0)
+        return -EINVAL;
+    ctx = malloc(sizeof *ctx);
+    if (!ctx)
+        return -ENOMEM;
+    ctx->compute = o->compute;
+    *ret_ctx = ctx;
+    return 0;
+}
+
+void ref_close(struct kn_ctx *ctx)
+{
+    free(ctx);
+}
+
+enum kn_dtype ref_compute(const struct kn_ctx *ctx)
+{
+    return ctx->compute;
+}
+
+/* Memory the kernel would hand out without swapping, as it says itself. */
+void ref_memory(size_t *ret_free, size_t *ret_total)
+{
+    char line[128];
+    unsigned long long kb;
+    FILE *f = fopen("/proc/meminfo", "re");
+
+    *ret_free = *ret_total = (size_t)sysconf(_SC_PHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE);
+    if (!f)
+        return;
+    while (fgets(line, sizeof line, f)) {
+        if (sscanf(line, "MemTotal: %llu kB", &kb) == 1)
+            *ret_total = (size_t)kb * 1024;
+        if (sscanf(line, "MemAvailable: %llu kB", &kb) == 1)
+            *ret_free = (size_t)kb * 1024;
+    }
+    fclose(f);
+}
+
+int ref_info(struct kn_ctx *ctx, struct kn_info *ret_info)
+{
+    (void)ctx;
+    memset(ret_info, 0, sizeof *ret_info);
+    snprintf(ret_info->device, sizeof ret_info->device, "plain C, 1 thread");
+    snprintf(ret_info->isa, sizeof ret_info->isa, "c");
+    ref_memory(&ret_info->mem_free, &ret_info->mem_total);
+    return 0;
+}
+
+int ref_alloc(struct kn_ctx *ctx, size_t bytes, void **ret_ptr)
+{
+    void *p;
+    size_t rounded;
+
+    (void)ctx;
+    if (bytes > (size_t)PTRDIFF_MAX - 256)
+        return -ENOMEM;
+    rounded = bytes ? (bytes + 255) / 256 * 256 : 256;
+    p = aligned_alloc(256, rounded);
+    if (!p)
+        return -ENOMEM;
+    memset(p, 0, rounded);
+    *ret_ptr = p;
+    return 0;
+}
+
+void ref_free(struct kn_ctx *ctx, void *ptr)
+{
+    (void)ctx;
+    free(ptr);
+}
+
+int ref_copy(struct kn_ctx *ctx, void *dst, const void *src, size_t bytes, enum kn_dir dir)
+{
+    (void)ctx;
+    if (dir != KN_TO_DEVICE && dir != KN_TO_HOST && dir != KN_ON_DEVICE)
+        return -EINVAL;
+    if (bytes)
+        memcpy(dst, src, bytes);
+    return 0;
+}
+
+int ref_zero(struct kn_ctx *ctx, void *dst, size_t bytes)
+{
+    (void)ctx;
+    if (bytes)
+        memset(dst, 0, bytes);
+    return 0;
+}
+
+int ref_sync(struct kn_ctx *ctx)
+{
+    (void)ctx;
+    return 0;
+}

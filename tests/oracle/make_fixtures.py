@@ -2,7 +2,7 @@
 """make_fixtures.py DATA - what the real libraries say about the project's own models.
 
 Reads the models under DATA (tests/data), writes DATA/fixtures/:
-  tokenizer_vectors.json   texts and ids: transformers' tokenizers and sentencepiece
+  ../tokenizer_vectors.json   texts and ids: transformers' tokenizers and sentencepiece
   logprobs.json            per-token log-probs of sequences, float32, transformers
   nf4.json                 bitsandbytes 4-bit bytes, absmax, nested codes
 Pinned: requirements.txt. Settings: float32, eager attention, one thread."""
@@ -22,7 +22,7 @@ OUT = DATA / "fixtures"
 
 def write(name, value):
     text = json.dumps(value, ensure_ascii=True, separators=(",", ":"))
-    (OUT / name).write_text(text.replace("},{", "},\n{") + "\n")
+    (DATA if name == "tokenizer_vectors.json" else OUT).joinpath(name).write_text(text.replace("},{", "},\n{") + "\n")
     print(name, len(text))
 
 
@@ -35,7 +35,7 @@ def texts():
              "USER: hi ASSISTANT: yo</s>", "\u00a0nbsp", "\u2581\u2581 already", "x" * 40,
              "if (a < b) { return a->b; }", "\r\n windows \r\n", "\U0001f468\u200d\U0001f469\u200d\U0001f467"]
     alphabet = "abc XYZ 019.,!?'\n\t\u00e9\u4f60\U0001f600\u2581-_\u0391\u044f"
-    while len(fixed) < 48:
+    while len(fixed) < 60:
         fixed.append("".join(rng.choice(alphabet) for _ in range(rng.randrange(1, 40))))
     rows = corpus.preference_rows(12, 20)
     fixed += [r["chosen"] for r in rows[:10]] + [corpus.vicuna(r["rejected"], "</s>") for r in rows[10:]]

@@ -6,6 +6,7 @@
 #ifndef WORKER_LORA_H
 #define WORKER_LORA_H
 
+#include <stddef.h>
 #include <stdint.h>
 
 #include "kernels/kernels.h"
@@ -19,6 +20,8 @@ enum lora_target {
     LORA_Q, LORA_K, LORA_V, LORA_O, LORA_GATE, LORA_UP, LORA_DOWN, LORA_TARGETS
 };
 const char *lora_target_name(enum lora_target t); /* "q_proj" ... */
+/* "model.layers.3.self_attn.q_proj" */
+void lora_module_name(int layer, enum lora_target t, char *buf, size_t size);
 
 struct lora_module {
     int layer;
@@ -32,7 +35,7 @@ struct adapter {
     struct kn_ctx *ctx;
     int r;
     float scale;
-    float dropout;
+    float dropout;               /* 0 when the spec disables it                         */
     struct lora_module *modules; /* layer-major, target order                       */
     int n_modules;
     int16_t *index;              /* (layers * LORA_TARGETS): module or -1           */

@@ -72,9 +72,11 @@ static int add_layer(struct making *m, int l)
         const char *name;
         int64_t rows, cols;
     } want[] = {
-        {"input_layernorm", 0, d}, {"post_attention_layernorm", 0, d}, {"self_attn.q_proj", q, d},
-        {"self_attn.k_proj", kv, d}, {"self_attn.v_proj", kv, d}, {"self_attn.o_proj", d, q},
-        {"mlp.gate_proj", f, d}, {"mlp.up_proj", f, d}, {"mlp.down_proj", d, f},
+        {"input_layernorm", 0, d},   {"post_attention_layernorm", 0, d},
+        {"self_attn.q_proj", q, d},  {"self_attn.k_proj", kv, d},
+        {"self_attn.v_proj", kv, d}, {"self_attn.o_proj", d, q},
+        {"mlp.gate_proj", f, d},     {"mlp.up_proj", f, d},
+        {"mlp.down_proj", d, f},
     };
     char name[96];
     int r = 0;

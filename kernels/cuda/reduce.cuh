@@ -1,0 +1,57 @@
+/* reduce.cuh - reductions over a warp and a block; element conversions. */
+#ifndef KERNELS_CUDA_REDUCE_CUH
+#define KERNELS_CUDA_REDUCE_CUH
+#include "gpu.h"
+__device__ __forceinline__ float tof(float x)
+{
+    return x;
+}
+__device__ __forceinline__ float tof(bf16 x)
+{
+    return __bfloat162float(x);
+}
+template <class T> __device__ __forceinline__ T fromf(float x);
+template <> __device__ __forceinline__ float fromf<float>(float x)
+{
+    return x;
+}
+template <> __device__ __forceinline__ bf16 fromf<bf16>(float x)
+{
+    return __float2bfloat16_rn(x);
+}
+
+__device__ __forceinline__ float warp_sum(float v)
+{
+#pragma unroll
+    for (int o = 16; o; o >>= 1)
+        v += __shfl_xor_sync(0xffffffffu, v, o);
+    return v;
+}
+__device__ __forceinline__ float warp_max(float v)
+{
+#pragma unroll
+    for (int o = 16; o; o >>= 1)
+        v = fmaxf(v, __shfl_xor_sync(0xffffffffu, v, o));
+    return v;
+}
+// Every thread of the block gets the result. blockDim.x is a multiple of 32.
+__device__ __forceinline__ float block_sum(float v)
+{
+    SHARED(float, part, [32]);
+    int lane = threadIdx.x & 31, w = threadIdx.x >> 5, nw = blockDim.x >> 5;
+    v = warp_sum(v);
+    if (lane == 0)
+        part[w] = v;
+    __syncthreads();
+    if (w == 0) { // only warp 0 shuffles: divergent warps
+        float t = lane < nw ? part[lane] : 0.f;
+        t = warp_sum(t);
+        if (lane == 0)
+            part[0] = t;
+    }
+    __syncthreads();
+    v = part[0];
+    __syncthreads(); // part is reused by the next call
+    return v;
+}
+#endif

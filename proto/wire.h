@@ -18,11 +18,11 @@ struct wire_server;
 struct wire_req; /* a request in progress: reply to it or drop it, once */
 
 struct wire_listen {
-    const char *url;    /* "ipc:///path/control.sock"                                  */
-    unsigned mode;      /* the socket's permissions, 0600                              */
-    unsigned contexts;  /* requests in progress at most, all connections together      */
-    unsigned per_pipe;  /* ... of one connection; more are answered with `busy`        */
-    const void *busy;   /* that answer, an encoded frame; borrowed until the close     */
+    const char *url;   /* "ipc:///path/control.sock"                                  */
+    unsigned mode;     /* the socket's permissions, 0600                              */
+    unsigned contexts; /* requests in progress at most, all connections together      */
+    unsigned per_pipe; /* ... of one connection; more are answered with `busy`        */
+    const void *busy;  /* that answer, an encoded frame; borrowed until the close     */
     size_t busy_bytes;
     void (*wake)(void *arg); /* something to take; any thread; must not block          */
     void *arg;
@@ -31,6 +31,9 @@ struct wire_listen {
 /* Binds. A stale socket file is taken over. Returns 0, -EADDRINUSE, -ENAMETOOLONG,
  * -EACCES, -ENOMEM, -EIO. */
 int wire_listen(const struct wire_listen *o, struct wire_server **ret, struct err *err);
+/* Binds again when the socket's file has vanished or is another's (call every few
+ * seconds). 0: it was there; 1: bound again; negative errno: could not. */
+int wire_check(struct wire_server *s);
 /* Ends everything; requests not yet answered become invalid. NULL is a no-op. */
 void wire_close(struct wire_server *s);
 
@@ -64,8 +67,8 @@ bool wire_connected(const struct wire_client *c);
 
 /* One request, one reply (*ret malloc'ed). Any thread. timeout_ms < 0: for ever.
  * Returns 0, -ETIMEDOUT, -EMSGSIZE, -ECANCELED (hung up), -ENOMEM, -EIO. */
-int wire_call(struct wire_client *c, const void *data, size_t bytes, int timeout_ms,
-              uint8_t **ret, size_t *ret_bytes);
+int wire_call(struct wire_client *c, const void *data, size_t bytes, int timeout_ms, uint8_t **ret,
+              size_t *ret_bytes);
 
 /* The same without blocking: a call object holds one request at a time. `done` runs
  * on nng's thread and may only signal (eventfd, uv_async); then the owner takes.

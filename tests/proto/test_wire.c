@@ -1,0 +1,358 @@
+/* test_wire.c - requests over a real socket: answers, limits, lost peers, restarts. */
+#include "tests/support/test.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "proto/limit.h"
+#include "proto/wire.h"
+
+enum { WAIT_MS = 10000 };
+
+static char dir[64], url[128];
+
+static void wake(void *arg)
+{
+    const uint64_t one = 1;
+    assert_int_equal(write(*(int *)arg, &one, sizeof one), sizeof one);
+}
+
+static void sleep_on(int fd)
+{
+    struct pollfd p = {.fd = fd, .events = POLLIN};
+    uint64_t n;
+
+    assert_int_equal(poll(&p, 1, WAIT_MS), 1);
+    assert_int_equal(read(fd, &n, sizeof n), sizeof n);
+}
+
+static int setup(void **state)
+{
+    static int fd;
+
+    snprintf(dir, sizeof dir, "/tmp/alignd-wire-XXXXXX");
+    assert_non_null(mkdtemp(dir));
+    snprintf(url, sizeof url, "ipc://%s/s", dir);
+    fd = eventfd(0, EFD_CLOEXEC);
+    *state = &fd;
+    return 0;
+}
+
+static int teardown(void **state)
+{
+    char path[128];
+
+    close(*(int *)*state);
+    snprintf(path, sizeof path, "%s/s", dir);
+    unlink(path);
+    return rmdir(dir);
+}
+
+static struct wire_server *serve(void **state, unsigned contexts, unsigned per_pipe)
+{
+    struct wire_server *s;
+    struct err err;
+    const struct wire_listen o = {.url = url,
+                                  .mode = 0600,
+                                  .contexts = contexts,
+                                  .per_pipe = per_pipe,
+                                  .busy = "busy",
+                                  .busy_bytes = 4,
+                                  .wake = wake,
+                                  .arg = *state};
+
+    assert_int_equal(wire_listen(&o, &s, &err), 0);
+    return s;
+}
+
+static struct wire_req *take(struct wire_server *s, void **state)
+{
+    for (;;) {
+        struct wire_req *r = wire_take(s);
+        if (r)
+            return r;
+        sleep_on(*(int *)*state);
+    }
+}
+
+struct caller {
+    struct wire_client *c;
+    struct wire_call *k;
+    int fd;
+};
+
+static void caller_init(struct caller *c, struct wire_client *client)
+{
+    c->c = client;
+    c->fd = eventfd(0, EFD_CLOEXEC);
+    assert_int_equal(wire_call_new(client, wake, &c->fd, &c->k), 0);
+}
+
+static void caller_fini(struct caller *c)
+{
+    wire_call_free(c->k);
+    close(c->fd);
+}
+
+static void expect(struct caller *c, const char *want)
+{
+    uint8_t *data;
+    size_t bytes;
+
+    sleep_on(c->fd);
+    assert_int_equal(wire_call_take(c->k, &data, &bytes), 0);
+    assert_int_equal(bytes, strlen(want));
+    assert_memory_equal(data, want, bytes);
+    free(data);
+}
+
+static void echo(struct wire_req *r)
+{
+    size_t n;
+    const void *data = wire_data(r, &n);
+    wire_reply(r, data, n);
+}
+
+static void there_and_back(void **state)
+{
+    struct wire_server *s = serve(state, 8, 8);
+    struct wire_client *c;
+    struct caller k;
+    struct stat st;
+    uint64_t uid, pid;
+
+    assert_int_equal(stat(url + 6, &st), 0);
+    assert_int_equal(st.st_mode & 0777, 0600);
+    assert_int_equal(wire_dial(url, 0, &c, NULL), 0);
+    caller_init(&k, c);
+    assert_int_equal(wire_call_take(k.k, NULL, NULL), -EINVAL);
+    for (int i = 0; i < 100; i++) {
+        assert_int_equal(wire_call_start(k.k, "hello", 5, WAIT_MS), 0);
+        assert_int_equal(wire_call_start(k.k, "hello", 5, WAIT_MS), -EBUSY);
+        struct wire_req *r = take(s, state);
+        assert_true(wire_peer(r, &uid, &pid));
+        assert_int_equal(uid, getuid());
+        assert_int_equal(pid, getpid());
+        assert_false(wire_gone(r));
+        echo(r);
+        expect(&k, "hello");
+    }
+    assert_int_equal(wire_call_start(k.k, "x", LIMIT_MSG_BYTES + 1, WAIT_MS), -EMSGSIZE);
+    caller_fini(&k);
+    wire_hangup(c);
+    wire_close(s);
+}
+
+/* 3 in progress are allowed; the fourth hears "busy" and the others still work. Held
+ * requests of one peer do not stop another. */
+static void busy(void **state)
+{
+    struct wire_server *s = serve(state, 64, 3);
+    struct wire_client *c, *d;
+    struct caller k[4], other;
+    struct wire_req *r[3], *q;
+
+    assert_int_equal(wire_dial(url, 0, &c, NULL), 0);
+    assert_int_equal(wire_dial(url, 0, &d, NULL), 0);
+    for (int i = 0; i < 3; i++) {
+        caller_init(&k[i], c);
+        assert_int_equal(wire_call_start(k[i].k, "held", 4, WAIT_MS), 0);
+        r[i] = take(s, state);
+    }
+    caller_init(&k[3], c);
+    assert_int_equal(wire_call_start(k[3].k, "more", 4, WAIT_MS), 0);
+    expect(&k[3], "busy");
+    caller_init(&other, d);
+    assert_int_equal(wire_call_start(other.k, "other", 5, WAIT_MS), 0);
+    q = take(s, state);
+    assert_true(wire_pipe(q) != wire_pipe(r[0]));
+    echo(q);
+    expect(&other, "other");
+    for (int i = 0; i < 3; i++) {
+        echo(r[i]);
+        expect(&k[i], "held");
+    }
+    assert_int_equal(wire_call_start(k[3].k, "again", 5, WAIT_MS), 0);
+    echo(take(s, state));
+    expect(&k[3], "again");
+    for (int i = 0; i < 4; i++)
+        caller_fini(&k[i]);
+    caller_fini(&other);
+    wire_hangup(c);
+    wire_hangup(d);
+    wire_close(s);
+}
+
+/* A peer that goes while its request is held: told, and its place is free again. */
+static void vanished(void **state)
+{
+    struct wire_server *s = serve(state, 1, 1);
+
+    for (int i = 0; i < 20; i++) {
+        struct wire_client *c;
+        struct caller k;
+        assert_int_equal(wire_dial(url, 0, &c, NULL), 0);
+        caller_init(&k, c);
+        assert_int_equal(wire_call_start(k.k, "held", 4, WAIT_MS), 0);
+        struct wire_req *r = take(s, state);
+        caller_fini(&k);
+        wire_hangup(c);
+        while (!wire_gone(r))
+            sleep_on(*(int *)*state);
+        if (i & 1)
+            wire_drop(r);
+        else
+            wire_reply(r, "late", 4); /* goes nowhere, harms nobody */
+    }
+    wire_close(s);
+}
+
+/* The server dies with a request in hand: its successor gets the request again. */
+static void restart(void **state)
+{
+    struct wire_server *s = serve(state, 8, 8);
+    struct wire_client *c;
+    struct caller k;
+
+    assert_int_equal(wire_dial(url, 0, &c, NULL), 0);
+    caller_init(&k, c);
+    assert_int_equal(wire_call_start(k.k, "precious", 8, WAIT_MS), 0);
+    (void)take(s, state);
+    wire_close(s);
+    s = serve(state, 8, 8);
+    echo(take(s, state));
+    expect(&k, "precious");
+    caller_fini(&k);
+    wire_hangup(c);
+    wire_close(s);
+}
+
+static void nobody(void **state)
+{
+    struct wire_client *c;
+    struct err err = {""};
+    uint8_t *data;
+    size_t bytes;
+    char lengthy[256];
+    int r;
+
+    (void)state;
+    r = wire_dial(url, 0, &c, &err);
+    assert_true(r == -ENOENT || r == -ECONNREFUSED);
+    assert_non_null(strstr(err.text, url));
+    assert_int_equal(wire_dial("tcp://127.0.0.1:1", 0, &c, &err), -EINVAL);
+    snprintf(lengthy, sizeof lengthy, "ipc:///%0200d", 0);
+    assert_int_equal(wire_dial(lengthy, 0, &c, &err), -ENAMETOOLONG);
+    assert_int_equal(wire_dial(url, WIRE_WAIT, &c, &err), 0);
+    assert_false(wire_connected(c));
+    assert_int_equal(wire_call(c, "x", 1, 50, &data, &bytes), -ETIMEDOUT);
+    wire_hangup(c);
+}
+
+/* The socket's file is deleted: the next check binds it again, old peers live on. */
+static void rebind(void **state)
+{
+    struct wire_server *s = serve(state, 8, 8);
+    struct wire_client *c, *d;
+    struct caller k, l;
+
+    assert_int_equal(wire_dial(url, 0, &c, NULL), 0);
+    caller_init(&k, c);
+    assert_int_equal(wire_check(s), 0);
+    assert_int_equal(unlink(url + 6), 0);
+    assert_int_equal(wire_check(s), 1);
+    assert_int_equal(wire_check(s), 0);
+    assert_int_equal(wire_dial(url, 0, &d, NULL), 0);
+    caller_init(&l, d);
+    assert_int_equal(wire_call_start(l.k, "new", 3, WAIT_MS), 0);
+    echo(take(s, state));
+    expect(&l, "new");
+    assert_int_equal(wire_call_start(k.k, "old", 3, WAIT_MS), 0);
+    echo(take(s, state));
+    expect(&k, "old");
+    caller_fini(&k);
+    caller_fini(&l);
+    wire_hangup(c);
+    wire_hangup(d);
+    wire_close(s);
+}
+
+static void second_server(void **state)
+{
+    struct wire_server *s = serve(state, 8, 8), *t;
+    struct wire_listen o = {.url = url,
+                            .mode = 0600,
+                            .contexts = 8,
+                            .per_pipe = 8,
+                            .busy = "b",
+                            .busy_bytes = 1,
+                            .wake = wake,
+                            .arg = *state};
+    struct err err = {""};
+    char lengthy[256];
+
+    assert_int_equal(wire_listen(&o, &t, &err), -EADDRINUSE);
+    assert_non_null(strstr(err.text, url));
+    snprintf(lengthy, sizeof lengthy, "ipc:///%0200d", 0);
+    o.url = lengthy;
+    assert_int_equal(wire_listen(&o, &t, &err), -ENAMETOOLONG);
+    wire_close(s);
+}
+
+static void *blocking_caller(void *arg)
+{
+    uint8_t *data;
+    size_t bytes;
+    intptr_t good = 0;
+
+    for (int i = 0; i < 50; i++) {
+        if (wire_call(arg, &i, sizeof i, WAIT_MS, &data, &bytes) == 0) {
+            good += bytes == sizeof i && memcmp(data, &i, sizeof i) == 0;
+            free(data);
+        }
+    }
+    return (void *)good;
+}
+
+static void many_threads(void **state)
+{
+    struct wire_server *s = serve(state, 64, 64);
+    struct wire_client *c;
+    pthread_t t[4];
+
+    assert_int_equal(wire_dial(url, 0, &c, NULL), 0);
+    for (size_t i = 0; i < ARRAY_LEN(t); i++)
+        assert_int_equal(pthread_create(&t[i], NULL, blocking_caller, c), 0);
+    for (size_t i = 0; i < ARRAY_LEN(t) * 50; i++)
+        echo(take(s, state));
+    for (size_t i = 0; i < ARRAY_LEN(t); i++) {
+        void *good;
+        assert_int_equal(pthread_join(t[i], &good), 0);
+        assert_int_equal((intptr_t)good, 50);
+    }
+    wire_hangup(c);
+    wire_close(s);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup_teardown(there_and_back, setup, teardown),
+        cmocka_unit_test_setup_teardown(busy, setup, teardown),
+        cmocka_unit_test_setup_teardown(vanished, setup, teardown),
+        cmocka_unit_test_setup_teardown(restart, setup, teardown),
+        cmocka_unit_test_setup_teardown(nobody, setup, teardown),
+        cmocka_unit_test_setup_teardown(rebind, setup, teardown),
+        cmocka_unit_test_setup_teardown(second_server, setup, teardown),
+        cmocka_unit_test_setup_teardown(many_threads, setup, teardown),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -24,6 +24,7 @@ enum {
     CORE_KILL_S = 20,          /* from a kill to the next                             */
     CORE_BACKOFF_S = 60,       /* longest wait before a requeued job is tried again   */
     CORE_REQUEST_DAYS = 7,
+    CORE_REQUESTS_MAX = 1 << 20, /* remembered; then EVENT_RETRY                      */
 };
 
 struct core;
@@ -65,6 +66,7 @@ const struct job *core_job(const struct core *c, uint64_t id); /* or NULL       
 const struct job *core_newest(const struct core *c);
 const struct job *core_older(const struct core *c, const struct job *j);
 uint64_t core_rev(const struct core *c);
+bool core_stopping(const struct core *c); /* EV_SHUTDOWN was taken: exit after this batch */
 
 /* Why a PENDING job waits, or an ended one ended. text (may be NULL): a phrase that
  * names what is missing, "2 of 4 cpu devices are free". */

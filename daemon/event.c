@@ -150,6 +150,7 @@ const char *event_fx_name(enum effect_kind k)
         [FX_GANG] = "gang",
         [FX_GANG_GONE] = "gang_gone",
         [FX_DEVICE] = "device",
+        [FX_REPORTED] = "reported",
         [FX_REPORT] = "report",
         [FX_REWIND] = "rewind",
         [FX_RDV_PUT] = "rdv_put",

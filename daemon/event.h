@@ -88,7 +88,8 @@ enum event_kind {
     EV_STORE_FULL, /* a commit failed for want of space                              */
     EV_STORE_OK,   /* ... and has now gone through                                   */
     EV_TICK,       /* about once a second                                            */
-    EV_SHUTDOWN,   /* alignd will exit when this batch is durable; gangs stay        */
+    EV_SHUTDOWN,   /* alignd will exit when this batch is durable; gangs stay. With a
+                    * client: `req` too, an operator's                               */
     EVENT_KINDS,
 };
 
@@ -202,7 +203,7 @@ struct event {
         struct event_report report;
         struct event_exit exit_record;
         struct {
-            unsigned seen; /* directives already taken, EVENT_STOP                   */
+            unsigned seen; /* directive bits already taken           */
         } poll;
         struct {
             const char *key; /* <= 255 bytes                                         */
@@ -214,7 +215,9 @@ struct event {
     };
 };
 
-enum { EVENT_STOP = 1, EVENT_CHECKPOINT = 2 }; /* directives: bits */
+/* Directives: bits that only grow within an attempt, so their value serves as the
+ * serial of the newest order. As MSG_ORDER_*. */
+enum { EVENT_CHECKPOINT = 1, EVENT_STOP = 2, EVENT_KILL = 4 };
 
 /* ---- effects ----------------------------------------------------------- */
 
@@ -227,6 +230,7 @@ enum effect_kind {
     FX_GANG,          /* insert `gang`: attempt, devices, boot id, start             */
     FX_GANG_GONE,     /* delete it                                                   */
     FX_DEVICE,        /* insert or replace `device`                                  */
+    FX_REPORTED,      /* `reported`: update that attempt's last_report and resume_step         */
     FX_REPORT,        /* insert `report`; metric watchers: a row                     */
     FX_REWIND,        /* `rewind`: rows of older attempts with a greater step become
                        * superseded; metric watchers: a rewind row at rewind.seq     */
@@ -297,6 +301,13 @@ struct fx_report {
     int64_t step, wall_ms;
     const void *vals;
     size_t bytes;
+};
+
+struct fx_reported {
+    uint64_t job;
+    uint32_t attempt; /* maybe an older one than the newest                          */
+    uint64_t last_report;
+    int64_t resume_step;
 };
 
 struct fx_rewind {
@@ -378,6 +389,7 @@ struct effect {
         struct fx_gang gang;
         struct fx_device device;
         struct fx_report report;
+        struct fx_reported reported;
         struct fx_rewind rewind;
         struct fx_rdv rdv;
         struct fx_request request;

@@ -63,7 +63,6 @@ enum job_type { JOB_CPU = 1, JOB_GPU = 2, JOB_TYPES = 3 }; /* of devices */
 /* What was asked of a job that has a gang. Stored: append only. Later = stronger. */
 enum job_want {
     JOB_WANT_RUN,
-    JOB_WANT_REQUEUE,    /* stop, then PENDING again                                 */
     JOB_WANT_TIMEOUT,    /* stop, then TIMEOUT                                       */
     JOB_WANT_CANCEL,     /* stop at the next step boundary, then CANCELLED           */
     JOB_WANT_CANCEL_NOW, /* kill, then CANCELLED                                     */
@@ -116,7 +115,7 @@ struct job {
     bool published;   /* its result lies in output_dir                                */
     uint8_t phase;    /* enum job_phase of the newest attempt                         */
     int64_t priority; /* higher first                                                 */
-    int64_t limit_s;  /* seconds in RUNNING per attempt; 0: none                      */
+    int64_t limit_s;  /* seconds from placement, per attempt; 0: none                 */
     int64_t steps;    /* optimizer steps in all; 0: not known yet                     */
     int64_t step;     /* last reported by the newest attempt                          */
     double loss;      /* last reported; NAN: none                                     */

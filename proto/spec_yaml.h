@@ -1,0 +1,36 @@
+/* spec_yaml.h - YAML 1.2 (or JSON) text to a JSON tree that knows its lines. */
+#ifndef PROTO_SPEC_YAML_H
+#define PROTO_SPEC_YAML_H
+
+#include <jansson.h>
+#include <stddef.h>
+
+#include "proto/err.h"
+
+/* Where each key and element stood. path: "train.0.path". */
+struct spec_line {
+    char *path;
+    int line; /* 1-based */
+};
+struct spec_lines {
+    struct spec_line *v;
+    size_t n, room;
+};
+
+/* Parses one document with the scalar types of YAML 1.2's core schema: `yes` is
+ * a string, 5e-5 a number. Aliases are expanded up to a bound; tags other than
+ * the core ones and merge keys are refused. An empty text gives an empty object.
+ *
+ * Returns 0 and *ret (to json_decref), lines appended; -EINVAL with the sentence
+ * and *ret_line; -ENOMEM. */
+int spec_yaml_parse(const char *text, size_t bytes, json_t **ret, struct spec_lines *lines,
+                    int *ret_line, struct err *err);
+
+/* What --set wrote at `path` (and below) stands on no line. */
+int spec_lines_forget(struct spec_lines *lines, const char *path);
+
+/* The line of `path`, of its nearest enclosing key if it has none, else 0. */
+int spec_lines_find(const struct spec_lines *lines, const char *path);
+void spec_lines_fini(struct spec_lines *lines);
+
+#endif

@@ -4,6 +4,7 @@
 usage: nfc_table.py > worker/tokenizer_nfc_table.h
 """
 import sys
+import textwrap
 import unicodedata as u
 
 
@@ -33,16 +34,14 @@ def main():
               'made by\n * tests/oracle/nfc_table.py. */\n' % u.unidata_version)
     out.write('/* clang-format off */\n')
 
-    def table(kind, name, items, per_line):
+    def table(kind, name, items):
         out.write('static const %s %s[] = {\n' % (kind, name))
-        for i in range(0, len(items), per_line):
-            out.write(' '.join(x + ',' for x in items[i:i + per_line]) + '\n')
-        out.write('};\n')
+        out.write('\n'.join(textwrap.wrap(', '.join(items), 98)) + ',\n};\n')
 
-    table('struct nfc_class', 'nfc_classes', ['{0x%x,0x%x,%d}' % tuple(x) for x in classes], 5)
-    table('struct nfc_pair', 'nfc_pairs', ['{0x%x,0x%x,0x%x}' % x[:3] for x in pairs], 5)
+    table('struct nfc_class', 'nfc_classes', ['{0x%x,0x%x,%d}' % tuple(x) for x in classes])
+    table('struct nfc_pair', 'nfc_pairs', ['{0x%x,0x%x,0x%x}' % x[:3] for x in pairs])
     out.write('/* Indices of the pairs that compose, by (first, second). */\n')
-    table('uint16_t', 'nfc_compositions', ['%d' % i for _, _, i in index], 18)
+    table('uint16_t', 'nfc_compositions', ['%d' % i for _, _, i in index])
     out.write('/* clang-format on */\n')
 
 

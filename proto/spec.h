@@ -123,7 +123,9 @@ struct spec_problems {
 
 struct spec_options {
     const char *file;           /* for messages                                     */
-    const char *base_dir;       /* relative paths in the file are relative to this  */
+    const char *base_dir;       /* relative paths in the file are relative to this: its folder */
+    const char *output_base;    /* a relative output_dir is relative to this: where the program
+                                   ran; NULL: base_dir                                         */
     const struct spec_set *sets;
     size_t n_sets;
 };

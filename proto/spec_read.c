@@ -273,7 +273,8 @@ static void resolve_values(struct reader *rd)
 static void resolve_output(struct reader *rd)
 {
     const char *path = value_string(rd, "output_dir");
-    char *abs = path ? spec_path_absolute(rd->opts->base_dir, path) : NULL;
+    const char *base = rd->opts->output_base ? rd->opts->output_base : rd->opts->base_dir;
+    char *abs = path ? spec_path_absolute(base, path) : NULL;
     if (abs)
         json_object_set_new(rd->values, "output_dir", json_string(abs));
     free(abs);

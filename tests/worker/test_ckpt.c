@@ -1,0 +1,462 @@
+/* test_ckpt.c - checkpoints: whole or not taken, old or new, never a mixture; fences,
+ * links, and the one history of several attempts. */
+#include "tests/support/test.h"
+
+#include <errno.h>
+#include <math.h>
+#include <signal.h>
+#include <sys/resource.h>
+
+#include "tests/support/temp_dir.h"
+#include "tests/support/tiny_model.h"
+#include "worker/ckpt_state.h"
+#include "worker/history.h"
+
+static const struct tiny_model tiny = {.hidden = 32,
+                                       .layers = 2,
+                                       .heads = 4,
+                                       .kv_heads = 2,
+                                       .head_dim = 8,
+                                       .intermediate = 44,
+                                       .vocab = 50,
+                                       .dtype = SAFETENSORS_F32};
+
+struct world {
+    struct temp_dir model_dir, run_dir;
+    struct spec spec;
+    const struct kn_ops *ops;
+    struct kn_ctx *ctx;
+    struct model *model;
+    struct adapter *adapter;
+    struct ckpt_state state;
+    float *pmv;
+};
+
+static void make_attempt(const struct world *w, int n)
+{
+    char name[64];
+
+    (void)mkdir(temp_dir_path(&w->run_dir, "attempts"), 0700);
+    snprintf(name, sizeof name, "attempts/%d", n);
+    assert_int_equal(mkdir(temp_dir_path(&w->run_dir, name), 0700), 0);
+}
+
+static int set_up(void **state)
+{
+    struct world *w = calloc(1, sizeof *w);
+    char why[256];
+    struct err err = {""};
+
+    temp_dir_make(&w->model_dir);
+    temp_dir_make(&w->run_dir);
+    assert_int_equal(tiny_model_write(&tiny, w->model_dir.path), 0);
+    if (kn_backend("ref", &w->ops, why, sizeof why) < 0)
+        fail_msg("%s", why);
+    assert_int_equal(w->ops->open(&(struct kn_open){.threads = 1}, &w->ctx), 0);
+    if (model_open(w->model_dir.path, &w->model, &err) < 0)
+        fail_msg("%s", err.text);
+    w->spec = (struct spec){.model_name_or_path = w->model_dir.path,
+                            .model_dir = w->model_dir.path,
+                            .model_revision = "",
+                            .lora_r = 4,
+                            .lora_alpha = 8,
+                            .lora_all_linear = true,
+                            .seed = 3,
+                            .output_dir = w->run_dir.path};
+    if (lora_new(w->ops, w->ctx, w->model, &w->spec, &w->adapter, &err) < 0)
+        fail_msg("%s", err.text);
+    w->state = (struct ckpt_state){.global_step = 7,
+                                   .num_tokens = 12345,
+                                   .loss_sum = 0.1 + 0.2,
+                                   .n = w->adapter->n,
+                                   .attempt = 1,
+                                   .token_budget = 2048,
+                                   .ranks = 2,
+                                   .threads = 1,
+                                   .backend = "ref",
+                                   .isa = "generic \"quoted\""};
+    w->state.window = (struct metrics_window){.examples = 3, .steps = 1};
+    for (int k = 0; k < METRICS; k++)
+        w->state.window.mean[k] = 1.0 / (k + 3);
+    w->pmv = malloc(3 * (size_t)w->adapter->n * sizeof *w->pmv);
+    for (int64_t i = 0; i < 3 * w->adapter->n; i++)
+        w->pmv[i] = sinf((float)i);
+    make_attempt(w, 1);
+    *state = w;
+    return 0;
+}
+
+static int tear_down(void **state)
+{
+    struct world *w = *state;
+
+    lora_free(w->adapter);
+    model_close(w->model);
+    w->ops->close(w->ctx);
+    temp_dir_remove(&w->model_dir);
+    temp_dir_remove(&w->run_dir);
+    free(w->pmv);
+    free(w);
+    return 0;
+}
+
+static int save_as(const struct world *w, uint32_t attempt, int64_t step, int64_t keep,
+                   struct err *err)
+{
+    struct ckpt_state s = w->state;
+    struct rundir d;
+    int r;
+
+    s.global_step = step;
+    s.attempt = attempt;
+    if (rundir_open(&d, w->run_dir.path, attempt, err) < 0)
+        fail_msg("%s", err->text);
+    r = ckpt_save(&(struct ckpt_save){.dir = &d,
+                                      .state = &s,
+                                      .pmv = w->pmv,
+                                      .adapter = w->adapter,
+                                      .model = w->model,
+                                      .spec = &w->spec,
+                                      .trainer_state = "{}\n",
+                                      .trainer_state_bytes = 3,
+                                      .keep = keep},
+                  err);
+    rundir_close(&d);
+    return r;
+}
+
+static void save(const struct world *w, uint32_t attempt, int64_t step, int64_t keep)
+{
+    struct err err = {""};
+
+    if (save_as(w, attempt, step, keep, &err) < 0)
+        fail_msg("%s", err.text);
+}
+
+/* The step found, -1 for none. */
+static int64_t find(const struct world *w, uint32_t attempt, struct err *note)
+{
+    struct ckpt_state s;
+    float *pmv = NULL;
+    char name[64];
+    struct err err = {""};
+    int r = ckpt_find(w->run_dir.path, attempt, &s, &pmv, name, note, &err);
+
+    if (r < 0)
+        fail_msg("%s", err.text);
+    free(pmv);
+    return r == 1 ? s.global_step : -1;
+}
+
+static char *slurp(const char *path, size_t *bytes)
+{
+    FILE *f = fopen(path, "rb");
+    char *p = malloc(1 << 20);
+
+    assert_non_null(f);
+    *bytes = fread(p, 1, 1 << 20, f);
+    fclose(f);
+    return p;
+}
+
+static void spill(const char *path, const char *p, size_t bytes)
+{
+    FILE *f = fopen(path, "wb");
+
+    assert_non_null(f);
+    assert_int_equal(fwrite(p, 1, bytes, f), bytes);
+    fclose(f);
+}
+
+static bool is_there(const struct world *w, const char *name)
+{
+    struct stat st;
+    return stat(temp_dir_path(&w->run_dir, name), &st) == 0;
+}
+
+static void comes_back_to_the_bit(void **state)
+{
+    struct world *w = *state;
+    struct ckpt_state got;
+    float *pmv = NULL;
+    struct err err = {""}, note;
+    char name[64], link[128] = "";
+
+    save(w, 1, 7, 0);
+    assert_int_equal(ckpt_find(w->run_dir.path, 2, &got, &pmv, name, &note, &err), 1);
+    assert_string_equal(name, "attempts/1/checkpoint-7");
+    assert_string_equal(note.text, "");
+    assert_memory_equal(pmv, w->pmv, 3 * (size_t)w->adapter->n * sizeof *pmv);
+    assert_int_equal(got.global_step, 7);
+    assert_int_equal(got.num_tokens, 12345);
+    assert_true(got.loss_sum == w->state.loss_sum);
+    assert_memory_equal(&got.window, &w->state.window, sizeof got.window);
+    assert_string_equal(got.isa, w->state.isa);
+    assert_int_equal(got.token_budget, 2048);
+    assert_int_equal(got.ranks, 2);
+    free(pmv);
+    assert_true(readlink(temp_dir_path(&w->run_dir, "checkpoint-7"), link, sizeof link - 1) > 0);
+    assert_string_equal(link, "attempts/1/checkpoint-7");
+    assert_true(is_there(w, "checkpoint-7/adapter_model.safetensors"));
+    assert_true(is_there(w, "checkpoint-7/adapter_config.json"));
+    assert_true(is_there(w, "checkpoint-7/trainer_state.json"));
+    /* an attempt does not look at itself or at later ones */
+    assert_int_equal(find(w, 1, &note), -1);
+}
+
+/* Every prefix and every flipped byte of the small file; a sample of the large one. */
+static void torn_files_are_not_taken(void **state)
+{
+    static const char *const files[] = {"state.json", "state.safetensors"};
+    struct world *w = *state;
+    struct err note;
+
+    save(w, 1, 5, 0);
+    save(w, 1, 7, 0);
+    for (size_t k = 0; k < ARRAY_LEN(files); k++) {
+        char path[320];
+        size_t bytes, step;
+        char *whole;
+
+        snprintf(path, sizeof path, "%s/attempts/1/checkpoint-7/%s", w->run_dir.path, files[k]);
+        whole = slurp(path, &bytes);
+        step = k == 0 ? 7 : bytes / 50 + 1;
+        for (size_t cut = 0; cut < bytes; cut += step) {
+            spill(path, whole, cut);
+            assert_int_equal(find(w, 2, &note), 5);
+            assert_string_not_equal(note.text, "");
+        }
+        for (size_t at = 0; at < bytes; at += step) {
+            whole[at] ^= 0x20;
+            spill(path, whole, bytes);
+            assert_int_equal(find(w, 2, &note), 5);
+            whole[at] ^= 0x20;
+        }
+        assert_int_equal(unlink(path), 0);
+        assert_int_equal(find(w, 2, &note), 5);
+        spill(path, whole, bytes);
+        assert_int_equal(find(w, 2, &note), 7);
+        free(whole);
+    }
+}
+
+static void newest_of_all_attempts(void **state)
+{
+    struct world *w = *state;
+    struct err note;
+
+    save(w, 1, 10, 0);
+    make_attempt(w, 2);
+    save(w, 2, 4, 0); /* went on from an older one, when 10 could not be read */
+    make_attempt(w, 3);
+    assert_int_equal(find(w, 3, &note), 10);
+    assert_int_equal(find(w, 2, &note), 10);
+    /* leftovers and strangers are no checkpoints */
+    (void)mkdir(temp_dir_path(&w->run_dir, "attempts/1/.checkpoint-99.part"), 0700);
+    (void)mkdir(temp_dir_path(&w->run_dir, "attempts/1/checkpoint-x"), 0700);
+    (void)mkdir(temp_dir_path(&w->run_dir, "attempts/1/checkpoint-50"), 0700);
+    assert_int_equal(find(w, 3, &note), 10);
+    assert_non_null(strstr(note.text, "checkpoint-50"));
+}
+
+static void limit_keeps_the_newest(void **state)
+{
+    struct world *w = *state;
+
+    for (int64_t s = 1; s <= 5; s++)
+        save(w, 1, s, 2);
+    assert_true(is_there(w, "checkpoint-5") && is_there(w, "checkpoint-4"));
+    assert_false(is_there(w, "checkpoint-3"));
+    assert_false(is_there(w, "attempts/1/checkpoint-3"));
+    assert_false(is_there(w, "attempts/1/.checkpoint-3.old"));
+}
+
+static void later_attempt_fences(void **state)
+{
+    struct world *w = *state;
+    struct err err = {""};
+
+    save(w, 1, 1, 0);
+    make_attempt(w, 2);
+    assert_int_equal(save_as(w, 1, 2, 0, &err), -ESTALE);
+    assert_non_null(strstr(err.text, "attempt 2"));
+    assert_false(is_there(w, "attempts/1/checkpoint-2"));
+    assert_false(is_there(w, "attempts/1/.checkpoint-2.part"));
+    save(w, 2, 2, 0);
+}
+
+/* A file that cannot grow stands for a full disk. */
+static void failed_write_keeps_the_old_one(void **state)
+{
+    struct world *w = *state;
+    struct rlimit was, low;
+    struct err err = {""}, note;
+
+    save(w, 1, 1, 1);
+    signal(SIGXFSZ, SIG_IGN);
+    assert_int_equal(getrlimit(RLIMIT_FSIZE, &was), 0);
+    for (rlim_t most = 0; most < 20000; most += 2500) {
+        low = was;
+        low.rlim_cur = most;
+        assert_int_equal(setrlimit(RLIMIT_FSIZE, &low), 0);
+        const int r = save_as(w, 1, 2, 1, &err);
+        assert_int_equal(setrlimit(RLIMIT_FSIZE, &was), 0);
+        assert_int_equal(r, -EFBIG);
+        assert_int_equal(find(w, 2, &note), 1);
+        assert_string_equal(note.text, "");
+        assert_false(is_there(w, "attempts/1/.checkpoint-2.part"));
+    }
+    save(w, 1, 2, 1);
+    assert_int_equal(find(w, 2, &note), 2);
+}
+
+static void link_never_replaces_a_folder(void **state)
+{
+    struct world *w = *state;
+    struct err err = {""};
+
+    (void)mkdir(temp_dir_path(&w->run_dir, "checkpoint-3"), 0700);
+    assert_int_equal(save_as(w, 1, 3, 0, &err), -EEXIST);
+}
+
+static void other_runs_do_not_fit(void **state)
+{
+    struct world *w = *state;
+    struct ckpt_state now = w->state;
+    struct err err;
+
+    assert_int_equal(ckpt_fits(&w->state, &now, true, &err), 0);
+    now.threads = 9; /* bits do not depend on threads */
+    assert_int_equal(ckpt_fits(&w->state, &now, true, &err), 0);
+    now.ranks = 4;
+    assert_int_equal(ckpt_fits(&w->state, &now, true, &err), -EINVAL);
+    assert_int_equal(ckpt_fits(&w->state, &now, false, &err), 0);
+    now.data_digest[3] ^= 1;
+    assert_int_equal(ckpt_fits(&w->state, &now, false, &err), -EINVAL);
+    now = w->state;
+    now.n++;
+    assert_int_equal(ckpt_fits(&w->state, &now, false, &err), -EINVAL);
+    now = w->state;
+    snprintf(now.isa, sizeof now.isa, "avx2");
+    assert_int_equal(ckpt_fits(&w->state, &now, true, &err), -EINVAL);
+}
+
+/* ---- history ---- */
+
+static void spool(const struct world *w, uint32_t attempt, int64_t start, int64_t to, bool end)
+{
+    char dir[320];
+    struct spool *s = NULL;
+    struct spool_row *row = calloc(1, sizeof *row);
+    struct err err = {""};
+
+    snprintf(dir, sizeof dir, "%s/attempts/%u", w->run_dir.path, attempt);
+    assert_int_equal(spool_create(dir, attempt, &s, &err), 0);
+    row->global_step = start;
+    assert_int_equal(spool_append(s, row, &err), 0);
+    for (int64_t i = start + 1; i <= to; i++) {
+        *row = (struct spool_row){.kind = SPOOL_TRAIN, .global_step = i};
+        metrics_put(row, "", "loss", i == 2 ? NAN : 1.0 / (double)i);
+        metrics_put(row, "", "attempt_was", attempt);
+        assert_int_equal(spool_append(s, row, &err), 0);
+    }
+    *row = (struct spool_row){.kind = SPOOL_SUMMARY, .global_step = to};
+    if (end)
+        assert_int_equal(spool_append(s, row, &err), 0);
+    spool_close(s);
+    free(row);
+}
+
+struct seen {
+    int64_t step[64];
+    uint32_t attempt[64];
+    int n, summaries;
+};
+
+static int see(void *arg, const struct spool_row *row, const char *line, size_t bytes)
+{
+    struct seen *s = arg;
+
+    assert_true(bytes > 2 && line[0] == '{');
+    if (row->kind == SPOOL_SUMMARY) {
+        s->summaries++;
+        return 0;
+    }
+    s->step[s->n] = row->global_step;
+    s->attempt[s->n++] = row->attempt;
+    return 0;
+}
+
+static void one_history_of_many_attempts(void **state)
+{
+    struct world *w = *state;
+    struct seen s = {0};
+    struct rundir d;
+    struct err err = {""};
+
+    make_attempt(w, 2);
+    make_attempt(w, 3);
+    make_attempt(w, 4);
+    spool(w, 1, 0, 9, true); /* finished, then continued with more steps */
+    spool(w, 2, 7, 12, false);
+    spool(w, 4, 5, 14, true); /* attempt 3 never came to its first line */
+    assert_int_equal(rundir_open(&d, w->run_dir.path, 4, &err), 0);
+    assert_int_equal(history_read(&d, 4, -1, see, &s, &err), 0);
+    assert_int_equal(s.n, 14);
+    assert_int_equal(s.summaries, 1);
+    for (int i = 0; i < s.n; i++) {
+        assert_int_equal(s.step[i], i + 1);
+        assert_int_equal(s.attempt[i], i < 5 ? 1 : 4);
+    }
+    /* as attempt 3 would have seen it, beginning at 10 */
+    memset(&s, 0, sizeof s);
+    assert_int_equal(history_read(&d, 2, 10, see, &s, &err), 0);
+    assert_int_equal(s.n, 10);
+    assert_int_equal(s.attempt[6], 1);
+    assert_int_equal(s.attempt[7], 2);
+    assert_int_equal(s.summaries, 0);
+    rundir_close(&d);
+}
+
+static void trainer_state_is_json(void **state)
+{
+    struct world *w = *state;
+    struct history h = {0};
+    struct text_out out = {0};
+    struct rundir d;
+    struct err err = {""};
+    const struct plan plan = {.steps = 20, .steps_per_epoch = 8, .epochs = 2.5};
+
+    make_attempt(w, 2);
+    spool(w, 1, 0, 4, false);
+    assert_int_equal(rundir_open(&d, w->run_dir.path, 2, &err), 0);
+    assert_int_equal(history_load(&h, &d, 3, &err), 0);
+    history_print(&h, &(struct history_state){.spec = &w->spec, .plan = &plan, .global_step = 3},
+                  &out);
+    text_out_bytes(&out, "", 1);
+    assert_int_equal(out.error, 0);
+    assert_non_null(strstr(out.p, "\"epoch\": 0.375,"));
+    assert_non_null(strstr(out.p, "\"global_step\": 3,"));
+    assert_non_null(strstr(out.p, "\"loss\": null,")); /* step 2 */
+    assert_non_null(strstr(out.p, "\"step\": 3\n"));
+    assert_null(strstr(out.p, "\"step\": 4\n"));
+    assert_non_null(strstr(out.p, "\"num_train_epochs\": 3,"));
+    text_out_free(&out);
+    history_free(&h);
+    rundir_close(&d);
+}
+
+#define TEST(f) cmocka_unit_test_setup_teardown(f, set_up, tear_down)
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        TEST(comes_back_to_the_bit),        TEST(torn_files_are_not_taken),
+        TEST(newest_of_all_attempts),       TEST(limit_keeps_the_newest),
+        TEST(later_attempt_fences),         TEST(failed_write_keeps_the_old_one),
+        TEST(link_never_replaces_a_folder), TEST(other_runs_do_not_fit),
+        TEST(one_history_of_many_attempts), TEST(trainer_state_is_json),
+    };
+
+    return cmocka_run_group_tests_name("ckpt", tests, NULL, NULL);
+}

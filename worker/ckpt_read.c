@@ -1,0 +1,183 @@
+/* ckpt_read.c - see ckpt.h. Reading: nothing is taken that does not prove itself whole. */
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "proto/sha256.h"
+#include "worker/ckpt_state.h"
+#include "worker/safetensors.h"
+
+enum { STATE_JSON_MOST = 1 << 20 };
+
+static int load_tensors(const char *dir, const struct ckpt_state *s, const uint8_t want[32],
+                        float **ret, struct err *err)
+{
+    static const char *const names[] = {"p", "m", "v"};
+    const size_t bytes = (size_t)s->n * sizeof **ret;
+    struct safetensors *file = NULL;
+    uint8_t digest[SHA256_BYTES];
+    char path[PATH_MAX];
+    float *pmv = NULL;
+    int r;
+
+    if (snprintf(path, sizeof path, "%s/" CKPT_STATE_TENSORS, dir) >= (int)sizeof path)
+        return err_set(err, -ENAMETOOLONG, "%s: name too long", dir);
+    r = safetensors_open(path, &file, err);
+    if (r < 0)
+        return r;
+    pmv = malloc(3 * bytes);
+    if (pmv == NULL)
+        r = err_set(err, -ENOMEM, "%s: out of memory", path);
+    for (int i = 0; r == 0 && i < 3; i++) {
+        const struct safetensors_tensor *t = safetensors_find(file, names[i]);
+        if (t == NULL || t->dtype != SAFETENSORS_F32 || t->bytes != bytes)
+            r = err_set(err, -EBADMSG, "%s: \"%s\" is not the %lld float32 values state.json says",
+                        path, names[i], (long long)s->n);
+        else
+            memcpy(pmv + (size_t)i * (size_t)s->n, t->data, bytes);
+    }
+    safetensors_close(file);
+    if (r == 0) {
+        sha256_of(pmv, 3 * bytes, digest);
+        if (memcmp(digest, want, sizeof digest) != 0)
+            r = err_set(err, -EBADMSG, "%s: the bytes do not have the checksum in state.json",
+                        path);
+    }
+    if (r < 0) {
+        free(pmv);
+        return r;
+    }
+    *ret = pmv;
+    return 0;
+}
+
+int ckpt_load(const char *dir, struct ckpt_state *state, float **ret_pmv, struct err *err)
+{
+    const int fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    uint8_t tensors[32];
+    char *text = NULL;
+    size_t bytes = 0;
+    int r;
+
+    if (fd < 0)
+        return err_set(err, -errno, "%s: %s", dir, strerror(errno));
+    r = rundir_read(fd, CKPT_STATE_JSON, STATE_JSON_MOST, &text, &bytes);
+    close(fd);
+    if (r == 0)
+        r = ckpt_state_parse(text, bytes, state, tensors);
+    free(text);
+    if (r < 0)
+        return err_set(err, r, "%s/" CKPT_STATE_JSON ": %s", dir,
+                       r == -EBADMSG ? "cut short, damaged, or of another version" : strerror(-r));
+    return load_tensors(dir, state, tensors, ret_pmv, err);
+}
+
+struct found {
+    int64_t step;
+    uint32_t attempt;
+};
+
+static int best_first(const void *a, const void *b)
+{
+    const struct found *x = a, *y = b;
+
+    if (x->step != y->step)
+        return x->step > y->step ? -1 : 1;
+    return x->attempt > y->attempt ? -1 : x->attempt < y->attempt;
+}
+
+static int add_attempt(const char *output_dir, uint32_t attempt, struct found **v, size_t *n)
+{
+    char path[PATH_MAX];
+    int64_t *steps = NULL;
+    size_t k = 0;
+    struct found *more;
+    int fd, r;
+
+    if (snprintf(path, sizeof path, "%s/attempts/%u", output_dir, attempt) >= (int)sizeof path)
+        return -ENAMETOOLONG;
+    fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fd < 0)
+        return -errno;
+    r = ckpt_list(fd, &steps, &k);
+    close(fd);
+    if (r < 0)
+        return r;
+    more = realloc(*v, (*n + k + 1) * sizeof **v);
+    if (more != NULL) {
+        *v = more;
+        for (size_t i = 0; i < k; i++)
+            (*v)[(*n)++] = (struct found){steps[i], attempt};
+    }
+    free(steps);
+    return more != NULL ? 0 : -ENOMEM;
+}
+
+int ckpt_find(const char *output_dir, uint32_t attempt, struct ckpt_state *state, float **ret_pmv,
+              char name[64], struct err *note, struct err *err)
+{
+    uint32_t *attempts = NULL;
+    struct found *v = NULL;
+    size_t n_attempts = 0, n = 0;
+    int r = rundir_attempts(output_dir, &attempts, &n_attempts), found = 0;
+
+    note->text[0] = 0;
+    for (size_t i = 0; r == 0 && i < n_attempts && attempts[i] < attempt; i++)
+        r = add_attempt(output_dir, attempts[i], &v, &n);
+    if (r < 0)
+        err_set(err, r, "looking for checkpoints in %s/attempts: %s", output_dir, strerror(-r));
+    if (r == 0 && n > 0)
+        qsort(v, n, sizeof *v, best_first);
+    for (size_t i = 0; r == 0 && found == 0 && i < n; i++) {
+        char path[PATH_MAX];
+        snprintf(name, 64, "attempts/%u/checkpoint-%lld", v[i].attempt, (long long)v[i].step);
+        if (snprintf(path, sizeof path, "%s/%s", output_dir, name) >= (int)sizeof path)
+            continue;
+        if (ckpt_load(path, state, ret_pmv, note) < 0)
+            continue;
+        found = state->global_step == v[i].step;
+        if (!found) { /* renamed by hand */
+            err_set(note, -EBADMSG, "%s holds step %lld", path, (long long)state->global_step);
+            free(*ret_pmv);
+        }
+    }
+    free(v);
+    free(attempts);
+    return r < 0 ? r : found;
+}
+
+int ckpt_fits(const struct ckpt_state *found, const struct ckpt_state *now, bool bitwise,
+              struct err *err)
+{
+    if (found->n != now->n)
+        return err_set(err, -EINVAL,
+                       "the checkpoint holds an adapter of %lld parameters, this job's has %lld: "
+                       "lora_r or lora_target_modules changed; start a new run for that",
+                       (long long)found->n, (long long)now->n);
+    if (memcmp(found->model_digest, now->model_digest, 32) != 0)
+        return err_set(err, -EINVAL,
+                       "the base model's files changed since the checkpoint was "
+                       "written; start a new run for another model");
+    if (memcmp(found->data_digest, now->data_digest, 32) != 0)
+        return err_set(err, -EINVAL,
+                       "the training or evaluation data changed since the checkpoint "
+                       "was written; start a new run for other data");
+    if (!bitwise)
+        return 0;
+    if (found->ranks != now->ranks)
+        return err_set(
+            err, -EINVAL,
+            "the first attempt ran on %u ranks, this one has %u: the numbers would differ "
+            "in their last bits; set bitwise: false to go on all the same",
+            found->ranks, now->ranks);
+    if (strcmp(found->backend, now->backend) != 0 || strcmp(found->isa, now->isa) != 0)
+        return err_set(err, -EINVAL,
+                       "the first attempt ran on backend %s (%s), this one on %s (%s): the numbers "
+                       "would differ in their last bits; set bitwise: false to go on all the same",
+                       found->backend, found->isa, now->backend, now->isa);
+    return 0;
+}

@@ -1,0 +1,174 @@
+/* trainer.c - see trainer.h. */
+#include "worker/trainer.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "worker/tokenizer.h"
+
+bool trainer_dropout(const struct spec *spec)
+{
+    return spec->lora_dropout > 0 && !spec->disable_dropout;
+}
+
+static int open_backend(struct trainer *t, const struct trainer_opts *o, struct err *err)
+{
+    char why[256] = "";
+    struct kn_open open = {.threads = o->threads > 0 ? o->threads : 1,
+                           .compute = o->spec->bf16 ? KN_BF16 : KN_F32};
+    int r = kn_backend(o->backend, &t->ops, why, sizeof why);
+
+    if (r < 0)
+        return err_set(err, r, "backend %s: %s", o->backend, why);
+    t->threads = open.threads;
+    r = t->ops->open(&open, &t->ctx);
+    if (r == -ENOTSUP && o->spec->bf16)
+        return err_set(err, r,
+                       "bf16: true: this processor has no bf16 instructions (AVX512-BF16); "
+                       "set bf16: false");
+    if (r < 0)
+        return err_set(err, r, "backend %s cannot be opened: %s", o->backend, strerror(-r));
+    return t->ops->info(t->ctx, &t->info);
+}
+
+/* Ranks read the same files; if one sees others, its sums would be nonsense. */
+static int agree_on_data(struct trainer *t, struct err *err)
+{
+    uint8_t digest[sizeof t->data->digest];
+    int r;
+
+    memcpy(digest, t->data->digest, sizeof digest);
+    r = t->ranks > 1 ? coll_broadcast(t->coll, digest, sizeof digest, 0, err) : 0;
+    if (r < 0)
+        return r;
+    if (memcmp(digest, t->data->digest, sizeof digest) != 0)
+        return err_set(err, -EINVAL,
+                       "rank %u reads other training data than rank 0: the files of train, eval or "
+                       "the tokenizer differ between them",
+                       t->rank);
+    return 0;
+}
+
+int trainer_open(struct trainer *t, const struct trainer_opts *o, struct err *err)
+{
+    struct tokenizer *tok = NULL;
+    int r;
+
+    *t = (struct trainer){.spec = o->spec, .coll = o->coll};
+    t->rank = o->coll != NULL ? coll_rank(o->coll) : 0;
+    t->ranks = o->coll != NULL ? coll_ranks(o->coll) : 1;
+    r = open_backend(t, o, err);
+    if (r < 0)
+        return r;
+    r = model_open(o->spec->model_dir, &t->model, err);
+    if (r < 0)
+        return r;
+    r = tokenizer_open(o->spec->model_dir, &tok, err);
+    if (r < 0)
+        return r;
+    r = dataset_open(o->spec, tok, (int32_t)t->model->config.vocab, &t->data, err);
+    tokenizer_close(tok);
+    if (r < 0)
+        return r;
+    r = agree_on_data(t, err);
+    if (r < 0)
+        return r;
+    return lora_new(t->ops, t->ctx, t->model, o->spec, &t->adapter, err);
+}
+
+static int open_buffers(struct trainer *t)
+{
+    const struct plan *p = &t->plan;
+    int r = sampler_init(&t->sampler, t->spec->data_seed, p->n_train, p->batch);
+
+    if (r == 0)
+        r = refcache_init(&t->ref_train, t->data->train, p->n_train);
+    if (r == 0)
+        r = refcache_init(&t->ref_eval, t->data->eval, p->n_eval);
+    if (r == 0)
+        r = head_out_reserve(&t->head, p->max_head);
+    if (r == 0)
+        r = t->ops->alloc(t->ctx, sizeof *t->sweep, (void **)&t->sweep);
+    if (r == 0)
+        r = t->ops->alloc(t->ctx, sizeof *t->adam, (void **)&t->adam);
+    if (r < 0)
+        return r;
+    t->coef = malloc((size_t)p->max_head * sizeof *t->coef);
+    if (t->ranks > 1)
+        t->grad = malloc((size_t)t->adapter->n * sizeof *t->grad);
+    return t->coef == NULL || (t->ranks > 1 && t->grad == NULL) ? -ENOMEM : 0;
+}
+
+int trainer_plan(struct trainer *t, int64_t frozen_budget, struct err *err)
+{
+    int r = plan_make(t->spec, t->data, frozen_budget, &t->plan, err);
+
+    if (r < 0)
+        return r;
+    const struct engine_opts eo = {
+        .ops = t->ops,
+        .ctx = t->ctx,
+        .model = t->model,
+        .spec = t->spec,
+        .max_tokens = t->plan.max_tokens,
+        .max_head = t->plan.max_head,
+        .max_seqs = t->plan.max_seqs,
+        .max_positions = t->plan.max_positions,
+    };
+    r = engine_open(&eo, &t->engine, err);
+    if (r < 0)
+        return r;
+    r = open_buffers(t);
+    return r < 0 ? err_set(err, r, "not enough memory for the buffers of a step") : 0;
+}
+
+void trainer_close(struct trainer *t)
+{
+    if (t->ops != NULL && t->ctx != NULL) {
+        t->ops->free(t->ctx, t->sweep);
+        t->ops->free(t->ctx, t->adam);
+    }
+    free(t->coef);
+    free(t->grad);
+    head_out_free(&t->head);
+    refcache_fini(&t->ref_train);
+    refcache_fini(&t->ref_eval);
+    sampler_fini(&t->sampler);
+    engine_close(t->engine);
+    lora_free(t->adapter);
+    dataset_close(t->data);
+    model_close(t->model);
+    if (t->ops != NULL)
+        t->ops->close(t->ctx);
+    *t = (struct trainer){0};
+}
+
+static int move_state(const struct trainer *t, float *pmv, enum kn_dir dir, struct err *err)
+{
+    const struct adapter *a = t->adapter;
+    float *const device[] = {a->p, a->m, a->v};
+    const size_t bytes = (size_t)a->n * sizeof *pmv;
+    int r = 0;
+
+    for (int i = 0; i < 3 && r == 0; i++) {
+        float *host = pmv + (size_t)i * (size_t)a->n;
+        r = dir == KN_TO_HOST ? t->ops->copy(t->ctx, host, device[i], bytes, dir)
+                              : t->ops->copy(t->ctx, device[i], host, bytes, dir);
+    }
+    if (r == 0)
+        r = t->ops->sync(t->ctx);
+    return r < 0 ? err_set(err, r, "copying the adapter %s the device failed: %s",
+                           dir == KN_TO_HOST ? "from" : "to", strerror(-r))
+                 : 0;
+}
+
+int trainer_state_get(const struct trainer *t, float *pmv, struct err *err)
+{
+    return move_state(t, pmv, KN_TO_HOST, err);
+}
+
+int trainer_state_set(struct trainer *t, const float *pmv, struct err *err)
+{
+    return move_state(t, (float *)pmv, KN_TO_DEVICE, err); /* only read in this direction */
+}

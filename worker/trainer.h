@@ -1,0 +1,62 @@
+/* trainer.h - everything one rank trains with: opened once, then steps.
+ *
+ * One thread per trainer; several trainers in one process (tests) share nothing
+ * but the collective's meeting place. */
+#ifndef WORKER_TRAINER_H
+#define WORKER_TRAINER_H
+
+#include "kernels/kernels.h"
+#include "worker/coll.h"
+#include "worker/dataset.h"
+#include "worker/engine.h"
+#include "worker/lora.h"
+#include "worker/metrics.h"
+#include "worker/plan.h"
+#include "worker/refcache.h"
+#include "worker/sampler.h"
+
+struct trainer {
+    const struct spec *spec; /* borrowed */
+    struct coll *coll;       /* borrowed */
+    uint32_t rank, ranks;
+    const struct kn_ops *ops;
+    struct kn_ctx *ctx;
+    struct kn_info info;
+    int threads;
+    struct model *model;
+    struct dataset *data;
+    struct adapter *adapter;
+    struct engine *engine; /* NULL until trainer_plan */
+    struct plan plan;
+    struct sampler sampler;
+    struct refcache ref_train, ref_eval;
+
+    struct head_out head;       /* room for one micro-batch                        */
+    float *coef;                /* (plan.max_head)                                 */
+    float *grad;                /* host (adapter->n); ranks > 1                    */
+    struct kn_sweep *sweep;     /* device */
+    struct kn_adamw_step *adam; /* device */
+};
+
+struct trainer_opts {
+    const struct spec *spec;
+    const char *backend;
+    int threads;
+    struct coll *coll;
+};
+
+/* Opens the backend, the model, the data set (equal on every rank, or an error) and
+ * a fresh adapter. On failure *t is to be closed as well. */
+int trainer_open(struct trainer *t, const struct trainer_opts *o, struct err *err);
+/* Plans the run and opens the engine. frozen_budget: plan_make's. */
+int trainer_plan(struct trainer *t, int64_t frozen_budget, struct err *err);
+void trainer_close(struct trainer *t);
+
+/* p, m, v of the adapter (3 * adapter->n floats) to and from the host. */
+int trainer_state_get(const struct trainer *t, float *pmv, struct err *err);
+int trainer_state_set(struct trainer *t, const float *pmv, struct err *err);
+
+/* True when a training pass draws dropout masks. */
+bool trainer_dropout(const struct spec *spec);
+
+#endif

@@ -23,14 +23,14 @@ enum spec_loss { SPEC_LOSS_SIGMOID };
 enum spec_device_type { SPEC_DEVICE_AUTO, SPEC_DEVICE_GPU, SPEC_DEVICE_CPU };
 enum spec_dtype { SPEC_DTYPE_AUTO, SPEC_DTYPE_F32, SPEC_DTYPE_BF16, SPEC_DTYPE_F16 };
 enum spec_format {
-    SPEC_FORMAT_AUTO,       /* told from the first row's keys                          */
-    SPEC_FORMAT_HH_RLHF,    /* chosen/rejected transcripts, "\n\nHuman:" "\n\nAssistant:" */
-    SPEC_FORMAT_PKU,        /* PKU-SafeRLHF / BeaverTails rows with a preference       */
-    SPEC_FORMAT_PKU_PAIRS,  /* {prompt, response: [preferred, other]}                  */
-    SPEC_FORMAT_PREFERENCE, /* TRL prompt/chosen/rejected, strings or messages         */
-    SPEC_FORMAT_IMPLICIT,   /* TRL chosen/rejected, conversational or strings          */
+    SPEC_FORMAT_AUTO,              /* told from the first row's keys                          */
+    SPEC_FORMAT_HH_RLHF,           /* chosen/rejected transcripts, "\n\nHuman:" "\n\nAssistant:" */
+    SPEC_FORMAT_PKU,               /* PKU-SafeRLHF / BeaverTails rows with a preference       */
+    SPEC_FORMAT_PKU_PAIRS,         /* {prompt, response: [preferred, other]}                  */
+    SPEC_FORMAT_PREFERENCE,        /* TRL prompt/chosen/rejected, strings or messages         */
+    SPEC_FORMAT_IMPLICIT,          /* TRL chosen/rejected, conversational or strings          */
     SPEC_FORMAT_PROMPT_COMPLETION, /* SFT                                              */
-    SPEC_FORMAT_TEXT,       /* SFT: {text} or {messages}                               */
+    SPEC_FORMAT_TEXT,              /* SFT: {text} or {messages}                               */
 };
 enum spec_preference { SPEC_PREF_NONE, SPEC_PREF_BETTER, SPEC_PREF_SAFE };
 enum spec_template {
@@ -64,7 +64,7 @@ struct spec {
     int lora_r, lora_alpha;
     double lora_dropout;
     bool use_rslora;
-    bool lora_all_linear;               /* "all-linear"                                */
+    bool lora_all_linear;                     /* "all-linear"                                */
     char *lora_target_modules[LIMIT_MODULES]; /* else these, exact or suffix           */
     int n_lora_target_modules;
 
@@ -86,7 +86,7 @@ struct spec {
     int64_t warmup_steps; /* > 0 wins over the ratio                                  */
     double weight_decay, max_grad_norm, adam_beta1, adam_beta2, adam_epsilon;
 
-    int64_t max_steps;       /* <= 0: num_train_epochs decides                        */
+    int64_t max_steps; /* <= 0: num_train_epochs decides                        */
     double num_train_epochs;
     int64_t train_batch_size; /* examples in one optimizer step over all ranks        */
     int64_t per_device_train_batch_size, gradient_accumulation_steps; /* 0: not given */
@@ -112,8 +112,8 @@ struct spec_set {
 
 /* Everything wrong or worth saying about a job file. */
 struct spec_problem {
-    int line;      /* in the file, 1-based; 0: not from the file (--set, default) */
-    bool warning;  /* a note: the job is still valid                               */
+    int line;     /* in the file, 1-based; 0: not from the file (--set, default) */
+    bool warning; /* a note: the job is still valid                               */
     char text[512];
 };
 struct spec_problems {
@@ -122,8 +122,10 @@ struct spec_problems {
 };
 
 struct spec_options {
-    const char *file;           /* for messages                                     */
-    const char *base_dir;       /* relative paths in the file are relative to this  */
+    const char *file;        /* for messages                                     */
+    const char *base_dir;    /* relative paths in the file are relative to this: its folder */
+    const char *output_base; /* a relative output_dir is relative to this: where the program
+                                ran; NULL: base_dir                                         */
     const struct spec_set *sets;
     size_t n_sets;
 };

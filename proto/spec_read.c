@@ -50,7 +50,8 @@ static void written_path(const struct reader *rd, const char *path, char *buf, s
     char key[LIMIT_NAME];
     (void)snprintf(key, sizeof key, "%.*s", (int)n, path);
     const char *from = json_string_value(json_object_get(rd->flat.from, key));
-    (void)snprintf(buf, room, "%s%s", from ? from : key, path + n);
+    bool written = json_object_get(rd->root, key) != NULL;
+    (void)snprintf(buf, room, "%s%s", from && !written ? from : key, path + n);
 }
 
 static void reader_problem(void *ctx, const char *path, bool warning, const char *text)
@@ -201,9 +202,11 @@ static void default_batch(struct reader *rd)
     if (p < 1 || a < 1)
         return;
     int64_t whole = p * a * value_int(rd, "devices"); /* below 2^20 x 2^20 x 64 */
-    if (whole > 1 << 20)
+    if (whole > 1 << 20) {
         spec_sink_add(&rd->sink, per, "%s: the whole batch, %lld, must be at most 1048576", per,
                       (long long)whole);
+        json_object_set_new(rd->failed, "train_batch_size", json_true());
+    }
     if (!given(rd, per))
         put_value(rd, per, json_integer(p), "default");
     if (!given(rd, acc))
@@ -273,7 +276,8 @@ static void resolve_values(struct reader *rd)
 static void resolve_output(struct reader *rd)
 {
     const char *path = value_string(rd, "output_dir");
-    char *abs = path ? spec_path_absolute(rd->opts->base_dir, path) : NULL;
+    const char *base = rd->opts->output_base ? rd->opts->output_base : rd->opts->base_dir;
+    char *abs = path ? spec_path_absolute(base, path) : NULL;
     if (abs)
         json_object_set_new(rd->values, "output_dir", json_string(abs));
     free(abs);
@@ -334,6 +338,7 @@ static void notes(struct reader *rd)
     if (given(rd, "warmup_ratio") && value_int(rd, "warmup_steps") > 0)
         spec_sink_note(&rd->sink, "warmup_ratio", "warmup_steps wins over warmup_ratio");
     if (rd->method == SPEC_DPO && given(rd, "lora_dropout") &&
+        !json_object_get(rd->failed, "lora_dropout") &&
         json_is_true(json_object_get(rd->values, "disable_dropout")) &&
         json_number_value(json_object_get(rd->values, "lora_dropout")) > 0)
         spec_sink_note(&rd->sink, "lora_dropout",

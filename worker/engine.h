@@ -22,12 +22,26 @@ struct engine_opts {
     const struct kn_ops *ops;
     struct kn_ctx *ctx;
     const struct model *model; /* borrowed until engine_close                        */
-    const struct spec *spec;   /* quantisation, dtypes                               */
+    const struct spec *spec;   /* quantisation, dtypes, lora_r (the largest to come)  */
     int64_t max_tokens;        /* tokens of the largest micro-batch                  */
     int64_t max_head;          /* head rows of the largest micro-batch               */
     int max_seqs;
     int32_t max_positions;
 };
+
+/* Bytes an engine takes on the device, from arithmetic alone. */
+struct engine_plan {
+    size_t weights;     /* frozen linears and the head, in the backend's own form      */
+    size_t tables;      /* embedding, norms, rotary table                              */
+    size_t activations; /* kept from forward to backward                               */
+    size_t scratch;     /* used within a pass                                          */
+    size_t total;
+    int64_t head_chunk; /* head rows whose logits exist at a time                      */
+};
+/* o->model and o->ctx are not looked at; config is the model's. -EINVAL: a size
+ * that is not positive. */
+int engine_plan_bytes(const struct engine_opts *o, const struct model_config *config,
+                      struct engine_plan *ret);
 
 /* Host arrays, n_head long each, filled by engine_forward. */
 struct head_out {

@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "proto/atomic_file.h"
+#include "worker/half.h"
 #include "worker/model.h"
 #include "worker/safetensors.h"
 
@@ -148,17 +149,6 @@ int lora_save(const struct adapter *a, const struct model *model, const struct s
     return weights_save(a, dir_fd, err);
 }
 
-static float widen_f16(uint16_t h)
-{
-    const int e = h >> 10 & 31, m = h & 1023;
-    const float sign = h & 0x8000 ? -1.0f : 1.0f;
-
-    if (e == 31)
-        return m ? __builtin_nanf("") : sign * __builtin_inff();
-    return sign *
-           (e ? __builtin_ldexpf((float)(1024 + m), e - 25) : __builtin_ldexpf((float)m, -24));
-}
-
 static int tensor_take(const struct safetensors *s, const char *path, const char *name,
                        const int64_t shape[2], float *to, struct err *err)
 {
@@ -178,7 +168,7 @@ static int tensor_take(const struct safetensors *s, const char *path, const char
         else if (t->dtype == SAFETENSORS_BF16)
             to[i] = bf16_to_f32(((const bf16 *)t->data)[i]);
         else if (t->dtype == SAFETENSORS_F16)
-            to[i] = widen_f16(((const uint16_t *)t->data)[i]);
+            to[i] = half_to_f32(((const uint16_t *)t->data)[i]);
         else
             return err_set(err, -EINVAL, "%s: tensor %s is %s; F32, BF16 and F16 are supported",
                            path, name, safetensors_dtype_name(t->dtype));

@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "kernels/dtype.h"
+#include "worker/half.h"
 #include "worker/rng.h"
 
 enum { TENSORS = 512 };
@@ -20,15 +21,6 @@ struct making {
     char names[TENSORS][96];
     size_t n;
 };
-
-static uint16_t narrow_f16(float f)
-{
-    _Float16 h = (_Float16)f;
-    uint16_t u;
-
-    memcpy(&u, &h, sizeof u);
-    return u;
-}
 
 static int add(struct making *m, const char *name, int64_t rows, int64_t cols)
 {
@@ -47,7 +39,7 @@ static int add(struct making *m, const char *name, int64_t rows, int64_t cols)
         const float u = ((float)(bits >> 8) + 0.5f) * 0x1p-24f * 2.0f - 1.0f;
         const float x = rows ? u * 1.7f * spread : 1.0f + 0.2f * u;
         const bf16 b = bf16_from_f32(x);
-        const uint16_t h = narrow_f16(x);
+        const uint16_t h = half_from_f32(x);
         const void *from = m->t->dtype == SAFETENSORS_F32    ? (const void *)&x
                            : m->t->dtype == SAFETENSORS_BF16 ? (const void *)&b
                                                              : (const void *)&h;

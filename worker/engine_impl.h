@@ -1,0 +1,84 @@
+/* engine_impl.h - what engine.c lays out and engine_pass.c runs over. Private. */
+#ifndef WORKER_ENGINE_IMPL_H
+#define WORKER_ENGINE_IMPL_H
+
+#include "worker/engine.h"
+
+struct engine_layer {
+    struct kn_weight *qkv, *o, *gu, *down;
+    float *norm_attn, *norm_mlp; /* (hidden) */
+};
+
+/* What the backward reads of a layer's forward. Matrices are (tokens, ...). */
+struct engine_kept {
+    void *x;                     /* (hidden) the layer's input                         */
+    void *qkv;                   /* (q + 2 kv) after the rotation                      */
+    void *o;                     /* (q) attention's result                             */
+    void *x_mid;                 /* (hidden) after attention's residual                */
+    void *gu;                    /* (2 intermediate); the backward overwrites it       */
+    float *rstd_attn, *rstd_mlp; /* ()                                                 */
+    float *lse;                  /* (heads)                                            */
+    float *s_qkv, *s_o, *s_gu, *s_down; /* (parts * r) of the adapter                   */
+};
+
+/* Index arrays of a micro-batch, packed one after the other: one copy down. */
+struct engine_index {
+    uint64_t *row_key;            /* (tokens)                                          */
+    int32_t *ids, *pos;           /* (tokens)                                          */
+    int32_t *cu_q, *cu_k;         /* (seqs + 1)                                        */
+    int32_t *kv_idx;              /* (kv rows) token row whose key it is               */
+    int32_t *kv_start, *kv_back;  /* (tokens + 1), (kv rows): the same, inverted       */
+    int32_t *head_row, *head_target; /* (head rows)                                    */
+    int32_t *head_start, *head_back; /* (tokens + 1), (head rows): inverted            */
+};
+
+struct engine {
+    const struct kn_ops *ops;
+    struct kn_ctx *ctx;
+    struct model_config c;
+    enum kn_dtype dtype; /* of activations */
+    int r;               /* room for adapters up to this rank                          */
+    int64_t q, kv;       /* heads * head_dim, kv_heads * head_dim                      */
+    int64_t ld_d, ld_q, ld_qkv, ld_kv, ld_f, ld_gu, ld_v;
+    int64_t max_tokens, max_head, max_kv, max_positions, chunk;
+    int max_seqs;
+
+    struct engine_layer *layers;
+    struct kn_weight *head;
+    float *norm;    /* (hidden)                                                        */
+    float *cos_sin; /* (max_positions, head_dim)                                       */
+    void *table;    /* (vocab, hidden)                                                 */
+
+    struct engine_kept *kept; /* (layers)                                              */
+    void *x_out;              /* (tokens, hidden): the last layer's output             */
+    void *d_head;             /* (head, hidden): d logp / d x_out, unscaled            */
+
+    void *h, *dh;     /* (tokens, hidden) a norm's output and its gradient             */
+    void *dx;         /* (tokens, hidden) gradient of the residual stream              */
+    void *y, *dy;     /* (tokens, intermediate) SwiGLU's output and its gradient       */
+    void *kvs, *dkvs; /* (max_kv, 2 kv) keys and values with shared prompts copied     */
+    void *d_o;        /* (tokens, q)                                                   */
+    void *dqkv;       /* (tokens, q + 2 kv)                                            */
+    float *delta;     /* (tokens, heads)                                               */
+    float *ds;        /* (tokens, 3 r)                                                 */
+    void *x_head, *h_head; /* (chunk, hidden)                                          */
+    float *rstd_head;      /* (chunk)                                                  */
+    float *z;              /* (chunk, vocab) logits                                    */
+    float *out;            /* (4, max_head) logp, lse, sum_z, sum_pz                   */
+    int32_t *hit;          /* (max_head)                                               */
+    float *coef;           /* (max_head)                                               */
+    void *index;           /* engine_index's block                                     */
+
+    void *arena; /* everything above but weights                                       */
+    size_t bytes;
+    void *host_index; /* staging                                                       */
+    float *host_coef;
+    int32_t *host_head_back; /* (max_head) the kept batch's head_back                  */
+
+    const struct batch *kept_batch; /* whose backward may follow; NULL: none           */
+    int64_t kept_kv;                /* its key rows; 0: no prompt is shared            */
+    struct engine_index kept_index;
+    struct kn_attn_shape kept_shape;
+};
+
+#endif

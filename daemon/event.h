@@ -235,7 +235,7 @@ enum effect_kind {
     FX_REWIND,        /* `rewind`: rows of older attempts with a greater step become
                        * superseded; metric watchers: a rewind row at rewind.seq     */
     FX_RDV_PUT,       /* insert `rdv`; answer the FX_HOLDs on that key with it       */
-    FX_RDV_CLEAR,     /* delete all of (rdv.job, rdv.attempt)                        */
+    FX_RDV_CLEAR,     /* delete all of (rdv.job, rdv.attempt): a step is done, all have met */
     FX_REQUEST,       /* insert `request`                                            */
     FX_REQUEST_DROP,  /* delete (request.uid, request.id)                            */
     FX_META,          /* replace the one row of high-water marks                     */

@@ -1,0 +1,63 @@
+/* place.c - see place.h. */
+#include "daemon/place.h"
+
+bool place_is_free(const struct place_device *d)
+{
+    return !d->gone && !d->foreign && !d->fenced && !d->drained && d->job == 0 && d->strays == 0;
+}
+
+struct place_count place_count(const struct place_device *d, size_t n, int type)
+{
+    struct place_count c = {0};
+
+    for (size_t i = 0; i < n; i++) {
+        if (d[i].type != type || d[i].gone)
+            continue;
+        c.all++;
+        if (d[i].drained)
+            c.drained++;
+        else if (d[i].fenced)
+            c.fenced++;
+        else if (d[i].job || d[i].strays)
+            c.used++;
+        else if (d[i].foreign)
+            c.foreign++;
+        else
+            c.free++;
+    }
+    return c;
+}
+
+bool place_pick(const struct place_device *d, size_t n, int type, uint32_t want, uint16_t *ret)
+{
+    uint16_t picked[LIMIT_RANKS];
+    uint32_t k = 0;
+
+    if (want == 0 || want > LIMIT_RANKS)
+        return false;
+    for (size_t i = 0; i < n && k < want; i++)
+        if (d[i].type == type && place_is_free(&d[i]))
+            picked[k++] = (uint16_t)i;
+    if (k < want)
+        return false;
+    for (uint32_t i = 0; i < want; i++)
+        ret[i] = picked[i];
+    return true;
+}
+
+enum job_reason place_reason(const struct place_count *c, uint32_t want)
+{
+    uint32_t have = c->free;
+
+    if (have >= want)
+        return JOB_REASON_NONE;
+    if ((have += c->used) >= want)
+        return JOB_REASON_RESOURCES;
+    if ((have += c->foreign) >= want)
+        return JOB_REASON_DEVICES_FOREIGN;
+    if ((have += c->fenced) >= want)
+        return JOB_REASON_DEVICES_FENCED;
+    if ((have += c->drained) >= want)
+        return JOB_REASON_DEVICES_DRAINED;
+    return JOB_REASON_DEVICES_MISSING;
+}

@@ -7,16 +7,71 @@
 #include "proto/sha256.h"
 
 static const struct template_known known[] = {
-    {"placeholder-free", "", FAMILY_CHATML, NULL, NULL, false},
+    {.name = "Llama-2-chat",
+     .sha256 = "9780fae5bfea3cfd7be37d328c6edfd296a8869be8131495bbe7eb37e780c88c",
+     .family = FAMILY_LLAMA2,
+     .bos = true},
+    {.name = "Mistral-7B-Instruct-v0.1",
+     .sha256 = "7e995b379ec01747807246483647cd99030abf331653f1119e16d7ac041a3495",
+     .family = FAMILY_MISTRAL,
+     .after_eos = " ",
+     .bos = true},
+    {.name = "Mistral-7B-Instruct-v0.2",
+     .sha256 = "26a59556925c987317ce5291811ba3b7f32ec4c647c400c6cc7e3a9993007ba7",
+     .family = FAMILY_MISTRAL,
+     .after_eos = "",
+     .bos = true},
+    {.name = "Meta-Llama-3-8B-Instruct",
+     .sha256 = "ba03a121d097859c7b5b9cd03af99aafe95275210d2876f642ad9929a150f122",
+     .family = FAMILY_LLAMA3,
+     .bos = true},
+    {.name = "Qwen2.5-Instruct",
+     .sha256 = "a18cc698dd45623eb707279d08e66f7bb8d76afc89ead84016b88487b395b5cc",
+     .family = FAMILY_CHATML,
+     .system = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."},
+    {.name = "Qwen3-Instruct-2507",
+     .sha256 = "aa39eed4cbfdd57aeaab518e83d06945f00df6afefba6eb985b6b85060cade95",
+     .family = FAMILY_CHATML},
+    {.name = "Qwen2-Instruct",
+     .sha256 = "793202280c0910ab26bc6eb57c8212c2417324c6d8c4efd0d10d59092ab3e3eb",
+     .family = FAMILY_CHATML,
+     .system = "You are a helpful assistant."},
+    {.name = "ChatML",
+     .sha256 = "153280e3ff55d19da1398bdb3914ee2a51b80429bfaedde11d7d216c39db80f3",
+     .family = FAMILY_CHATML},
+    {.name = "zephyr-7b-beta",
+     .sha256 = "66291cf0045c2425a3a667cf3cbb7af2b11f09e025c02f97245323ab79119362",
+     .family = FAMILY_ZEPHYR},
 };
+
+/* The digest of a source in which \n, which is written both ways in JSON, is a newline,
+ * without those at its end. */
+static void digest_of(const char *source, char hex[SHA256_HEX])
+{
+    uint8_t digest[SHA256_BYTES];
+    struct sha256 sum;
+    size_t n = strlen(source);
+
+    sha256_init(&sum);
+    while (n > 0 && source[n - 1] == '\n')
+        n--;
+    for (size_t i = 0; i < n;) {
+        const char *escape = memmem(source + i, n - i, "\\n", 2);
+        const size_t k = escape ? (size_t)(escape - (source + i)) : n - i;
+        sha256_add(&sum, source + i, k);
+        if (escape)
+            sha256_add(&sum, "\n", 1);
+        i += k + (escape ? 2 : 0);
+    }
+    sha256_end(&sum, digest);
+    sha256_hex(digest, hex);
+}
 
 const struct template_known *template_known_find(const char *source)
 {
-    uint8_t digest[SHA256_BYTES];
     char hex[SHA256_HEX];
 
-    sha256_of(source, strlen(source), digest);
-    sha256_hex(digest, hex);
+    digest_of(source, hex);
     for (size_t i = 0; i < sizeof known / sizeof known[0]; i++)
         if (!strcmp(known[i].sha256, hex))
             return &known[i];

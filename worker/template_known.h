@@ -17,7 +17,7 @@ enum template_family {
 
 struct template_known {
     const char *name;   /* a model that has it            */
-    const char *sha256; /* of the source, hexadecimal     */
+    const char *sha256; /* of the source, see digest_of() */
     enum template_family family;
     const char *system;    /* CHATML: a missing system turn, NULL: none */
     const char *after_eos; /* MISTRAL: what follows EOS    */

@@ -50,31 +50,35 @@ static int agree_on_data(struct trainer *t, struct err *err)
     return 0;
 }
 
-int trainer_open(struct trainer *t, const struct trainer_opts *o, struct err *err)
+static int read_data(struct trainer *t, struct err *err)
 {
     struct tokenizer *tok = NULL;
+    int r = tokenizer_open(t->spec->model_dir, &tok, err);
+
+    if (r == 0)
+        r = dataset_open(t->spec, tok, (int32_t)t->model->config.vocab, &t->own_data, err);
+    tokenizer_close(tok);
+    t->data = t->own_data;
+    return r;
+}
+
+int trainer_open(struct trainer *t, const struct trainer_opts *o, struct err *err)
+{
     int r;
 
-    *t = (struct trainer){.spec = o->spec, .coll = o->coll};
+    *t = (struct trainer){.spec = o->spec, .coll = o->coll, .data = o->data};
     t->rank = o->coll != NULL ? coll_rank(o->coll) : 0;
     t->ranks = o->coll != NULL ? coll_ranks(o->coll) : 1;
     r = open_backend(t, o, err);
-    if (r < 0)
-        return r;
-    r = model_open(o->spec->model_dir, &t->model, err);
-    if (r < 0)
-        return r;
-    r = tokenizer_open(o->spec->model_dir, &tok, err);
-    if (r < 0)
-        return r;
-    r = dataset_open(o->spec, tok, (int32_t)t->model->config.vocab, &t->data, err);
-    tokenizer_close(tok);
-    if (r < 0)
-        return r;
-    r = agree_on_data(t, err);
-    if (r < 0)
-        return r;
-    return lora_new(t->ops, t->ctx, t->model, o->spec, &t->adapter, err);
+    if (r == 0)
+        r = model_open(o->spec->model_dir, &t->model, err);
+    if (r == 0 && t->data == NULL)
+        r = read_data(t, err);
+    if (r == 0)
+        r = agree_on_data(t, err);
+    if (r == 0)
+        r = lora_new(t->ops, t->ctx, t->model, o->spec, &t->adapter, err);
+    return r;
 }
 
 static int open_buffers(struct trainer *t)
@@ -137,7 +141,7 @@ void trainer_close(struct trainer *t)
     sampler_fini(&t->sampler);
     engine_close(t->engine);
     lora_free(t->adapter);
-    dataset_close(t->data);
+    dataset_close(t->own_data);
     model_close(t->model);
     if (t->ops != NULL)
         t->ops->close(t->ctx);

@@ -24,7 +24,8 @@ struct trainer {
     struct kn_info info;
     int threads;
     struct model *model;
-    struct dataset *data;
+    const struct dataset *data;
+    struct dataset *own_data; /* data, when trainer_open read it                     */
     struct adapter *adapter;
     struct engine *engine; /* NULL until trainer_plan */
     struct plan plan;
@@ -42,7 +43,8 @@ struct trainer_opts {
     const struct spec *spec;
     const char *backend;
     int threads;
-    struct coll *coll;
+    struct coll *coll;          /* NULL: one rank                                    */
+    const struct dataset *data; /* read already, borrowed; NULL: read the spec's     */
 };
 
 /* Opens the backend, the model, the data set (equal on every rank, or an error) and

@@ -27,6 +27,7 @@ struct source {
     const struct spec_source *spec;
     int index;
     bool eval;
+    enum spec_format format;
     int64_t rows;
     int64_t dropped[DROP_REASONS];
     struct usable *v;
@@ -278,6 +279,7 @@ static int read_source(struct reader *rd, struct source *s, struct err *err)
         }
     }
     lines_close(lines);
+    s->format = rule.format;
     return r ? r : check_source(s, err);
 }
 
@@ -352,9 +354,11 @@ static int take_source(struct reader *rd, const struct spec_source *spec, int in
     for (size_t i = 0; i < s.n && !r; i++)
         if (!mark || mark[i])
             r = add_example(set, &s, &s.v[i], arena);
-    if (!r && !eval) {
-        rd->d->n_rows[index] = s.rows;
-        rd->d->n_usable[index] = (int64_t)s.n;
+    if (!r) {
+        struct dataset *d = rd->d;
+        (eval ? d->n_eval_rows : d->n_rows)[index] = s.rows;
+        (eval ? d->n_eval_usable : d->n_usable)[index] = (int64_t)s.n;
+        (eval ? d->eval_format : d->train_format)[index] = s.format;
     }
     free(mark);
     free(s.v);

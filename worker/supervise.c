@@ -302,7 +302,7 @@ static void show_rows(struct supervisor *s)
     if (!s->tail || !(row = malloc(sizeof *row)))
         return;
     while (spool_tail_next(s->tail, row) == 1)
-        s->o.row(s->o.arg, row);
+        s->o.row(s->o.arg, row, s->steps);
     free(row);
 }
 
@@ -409,6 +409,8 @@ static int take_lock(struct supervisor *s, struct err *err)
     s->dir_fd = open(s->o.dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (s->dir_fd < 0)
         return err_set(err, -errno, "%s: %s", s->o.dir, strerror(errno));
+    if (s->lock_fd >= 0)
+        return 0;
     s->lock_fd = openat(s->dir_fd, "lock", O_RDWR | O_CREAT | O_CLOEXEC, 0600);
     if (s->lock_fd < 0)
         return err_set(err, -errno, "%s/lock: %s", s->o.dir, strerror(errno));
@@ -474,7 +476,7 @@ static int make_attempt(struct supervisor *s, struct err *err)
 
     if (started)
         return err_set(err, -EEXIST, "an earlier supervisor of this gang died with its ranks");
-    if (g->overwrite && g->attempt == 1)
+    if (g->overwrite && g->attempt == 1 && folder_newest_attempt(g->output_dir) > 0)
         r = folder_clear(g->output_dir, s->o.token_fd < 0, err);
     return r < 0 ? r : folder_make_attempt(g->output_dir, g->attempt, false, err);
 }
@@ -555,7 +557,8 @@ int supervise_gang(const struct supervise_opts *o, struct gang_exit *ret, struct
     if (!s)
         return err_set(err, -ENOMEM, "no memory to supervise");
     s->o = *o;
-    s->dir_fd = s->lock_fd = s->signal_fd = s->wake_fd = s->first_rank = -1;
+    s->dir_fd = s->signal_fd = s->wake_fd = s->first_rank = -1;
+    s->lock_fd = o->lock_fd;
     s->started_ms = now_ms();
     r = take_lock(s, err);
     if (r == 0)

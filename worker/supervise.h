@@ -15,7 +15,9 @@
 struct supervise_opts {
     const char *dir; /* the gang folder                                             */
     int token_fd;    /* where the attempt's token is read; -1: no daemon             */
-    void (*row)(void *arg, const struct spool_row *row); /* each new row; may be NULL */
+    int lock_fd;     /* the gang's lock, already held and ours to close; -1: taken here */
+    /* Each new row, and the steps there are (0: not known yet); may be NULL. */
+    void (*row)(void *arg, const struct spool_row *row, int64_t steps);
     void *arg;
 };
 

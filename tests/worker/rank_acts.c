@@ -144,16 +144,17 @@ static int rank_main(int rank, pid_t supervisor)
     return r;
 }
 
-static void on_row(void *arg, const struct spool_row *row)
+static void on_row(void *arg, const struct spool_row *row, int64_t steps)
 {
     (void)arg;
+    (void)steps;
     printf("row %llu step %lld\n", (unsigned long long)row->n, (long long)row->global_step);
     fflush(stdout);
 }
 
 int main(int argc, char **argv)
 {
-    struct supervise_opts o = {.token_fd = -1};
+    struct supervise_opts o = {.token_fd = -1, .lock_fd = -1};
     struct gang_exit e;
     struct err err = {""};
     int r;

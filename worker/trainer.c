@@ -81,6 +81,37 @@ int trainer_open(struct trainer *t, const struct trainer_opts *o, struct err *er
     return r;
 }
 
+static struct engine_opts engine_sizes(const struct spec *spec, const struct kn_ops *ops,
+                                       const struct plan *p)
+{
+    return (struct engine_opts){
+        .ops = ops,
+        .spec = spec,
+        .max_tokens = p->max_tokens,
+        .max_head = p->max_head,
+        .max_seqs = p->max_seqs,
+        .max_positions = p->max_positions,
+    };
+}
+
+int trainer_bytes(const struct spec *spec, const struct kn_ops *ops,
+                  const struct model_config *config, const struct plan *plan, int64_t n,
+                  size_t *ret)
+{
+    const struct engine_opts eo = engine_sizes(spec, ops, plan);
+    struct engine_plan e;
+    const int r = engine_plan_bytes(&eo, config, &e);
+    /* p, g, m, v on the device; the gradient and p, m, v on the host */
+    const size_t adapter = ((size_t)(spec->devices > 1) + 7) * (size_t)n * sizeof(float);
+    /* log-probs and statistics, coefficients and hits of a micro-batch; reference rows */
+    const size_t rows = 6 * (size_t)plan->max_head * sizeof(float);
+    const size_t data = (size_t)(plan->train_tokens + plan->eval_tokens) * 2 * sizeof(float);
+
+    if (r == 0)
+        *ret = e.total + adapter + rows + data;
+    return r;
+}
+
 static int open_buffers(struct trainer *t)
 {
     const struct plan *p = &t->plan;
@@ -110,16 +141,9 @@ int trainer_plan(struct trainer *t, int64_t frozen_budget, struct err *err)
 
     if (r < 0)
         return r;
-    const struct engine_opts eo = {
-        .ops = t->ops,
-        .ctx = t->ctx,
-        .model = t->model,
-        .spec = t->spec,
-        .max_tokens = t->plan.max_tokens,
-        .max_head = t->plan.max_head,
-        .max_seqs = t->plan.max_seqs,
-        .max_positions = t->plan.max_positions,
-    };
+    struct engine_opts eo = engine_sizes(t->spec, t->ops, &t->plan);
+    eo.ctx = t->ctx;
+    eo.model = t->model;
     r = engine_open(&eo, &t->engine, err);
     if (r < 0)
         return r;

@@ -58,6 +58,12 @@ void trainer_close(struct trainer *t);
 int trainer_state_get(const struct trainer *t, float *pmv, struct err *err);
 int trainer_state_set(struct trainer *t, const float *pmv, struct err *err);
 
+/* What one rank's process will take beyond the program itself, by arithmetic alone:
+ * engine, adapter of n parameters and its copies, buffers of a step. */
+int trainer_bytes(const struct spec *spec, const struct kn_ops *ops,
+                  const struct model_config *config, const struct plan *plan, int64_t n,
+                  size_t *ret);
+
 /* True when a training pass draws dropout masks. */
 bool trainer_dropout(const struct spec *spec);
 

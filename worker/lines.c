@@ -174,6 +174,9 @@ static int find_element(struct lines *l, struct err *err)
                 l->where = ARRAY_INSIDE;
             } else if (c == ',' && !comma) {
                 comma = true;
+            } else if (c == ',' || (c == ']' && comma && l->number > 0)) {
+                return err_set(err, -EINVAL, "%s: nothing after the comma that follows row %lld",
+                               l->path, (long long)l->number);
             } else if (c == ']') {
                 l->where = ARRAY_AFTER;
                 l->at++;
@@ -281,7 +284,7 @@ static int open_archive(struct lines *l, struct err *err)
         return 0;
     }
     if (r != ARCHIVE_OK)
-        return err_set(err, -EINVAL, "%s: cannot be read: %s", l->path,
+        return err_set(err, -EINVAL, "%s: damaged or cut short after row 0: %s", l->path,
                        archive_error_string(a) ? archive_error_string(a) : "unknown reason");
     return 0;
 }

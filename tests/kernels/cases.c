@@ -17,11 +17,16 @@ void linear_weight(struct kit *k, const struct linear_case *c, struct kn_weight 
                                .double_quant = c->double_quant,
                                .load_dtype = c->load_dtype};
 
-    for (int i = 0; i < c->n_parts; i++) {
-        float *w = kit_vec(k, c->n[i] * c->k, 100 + (uint64_t)i, 0.5, 0.0);
-        parts[i] = (struct kn_weight_part){.data = w, .dtype = KN_F32, .n = c->n[i]};
+    for (int i = 0; i < c->n_parts; i++) { /* host memory, unlike everything else */
+        const size_t n = (size_t)(c->n[i] * c->k), bytes = k->wide ? sizeof(double) : sizeof(float);
+        void *host = malloc(n * bytes);
+        assert_non_null(host);
+        memcpy(host, kit_vec(k, (int64_t)n, 100 + (uint64_t)i, 0.5, 0.0), n * bytes);
+        parts[i] = (struct kn_weight_part){.data = host, .dtype = KN_F32, .n = c->n[i]};
     }
     assert_int_equal(k->ops->weight_open(k->ctx, &d, ret), 0);
+    for (int i = 0; i < c->n_parts; i++)
+        free((void *)(uintptr_t)parts[i].data);
 }
 
 /* Segments over rows [0, m), an eighth of the rows left out between two. */

@@ -134,7 +134,6 @@ char *at(void *p, int64_t elements, kn_dtype t)
     return (char *)p + elements * (int64_t)cuda_size(t);
 }
 
-
 lora_at lora_of(const kn_weight *w, const kn_lora *parts, const int64_t *first)
 {
     lora_at l = {};

@@ -274,6 +274,7 @@ struct fx_spec {
     uint32_t from_attempt;
     const void *user, *resolved;
     size_t user_bytes, resolved_bytes;
+    bool overwrite; /* the shell's to set in FX_SUBMITTED: output_dir may hold a run */
 };
 
 struct fx_gang {

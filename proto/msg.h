@@ -135,7 +135,6 @@ struct msg_rows {
     F(str, method, must, LIMIT_NAME, "sft, dpo")                                      \
     F(str, device_type, must, LIMIT_NAME, "auto, gpu, cpu")                           \
     F(u64, devices, must, LIMIT_RANKS, "ranks")                                       \
-    F(u64, threads_per_device, may, 0, "0: usable cores / devices")                   \
     F(u64, steps, may, 0, "optimizer steps in all, 0: not known yet")                 \
     F(i64, priority, may, 0, "higher goes first")                                     \
     F(flag, hold, may, 0, "do not start before a release")                            \

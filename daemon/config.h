@@ -1,0 +1,44 @@
+/* config.h - alignd's settings: command line over alignd.json over defaults. */
+#ifndef DAEMON_CONFIG_H
+#define DAEMON_CONFIG_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "proto/err.h"
+#include "proto/limit.h"
+#include "proto/log.h"
+
+enum { CONFIG_SLOTS_MAX = 256, CONFIG_OPERATORS = 64 };
+
+struct config {
+    bool user;       /* --user: the process launcher, everything in the state folder */
+    bool foreground; /* log to standard error, not to <state>/alignd.log      */
+    bool help, version;
+    char state[LIMIT_PATH];  /* absolute                                             */
+    char local[LIMIT_PATH];  /* where sockets, database and gangs lie: `state`, or a
+                                local folder when `state` is on a network file system */
+    char host[LIMIT_PATH];   /* ipc://... of the control socket; "": in `local`       */
+    char worker[LIMIT_PATH]; /* the program align-worker, absolute                   */
+    char devices_dir[LIMIT_PATH];
+    int cpu_slots;                        /* 0: usable cores                                      */
+    enum log_level log_level;             /* reloadable                                           */
+    uint32_t operators[CONFIG_OPERATORS]; /* reloadable: uids that act on all jobs       */
+    int n_operators;
+};
+
+/* Reads the command line, then <state>/alignd.json if it is there. -EINVAL with a
+ * sentence. */
+int config_read(int argc, char **argv, struct config **ret, struct err *err);
+void config_free(struct config *c); /* NULL is a no-op */
+
+/* Reads alignd.json again: takes over what may change, names what may not. */
+int config_reload(struct config *c, struct err *err);
+
+/* Makes the state folder (0700), checks whose it is, and chooses `local`. *ret_note:
+ * a sentence worth saying, or "". */
+int config_prepare(struct config *c, char *note, size_t size, struct err *err);
+
+extern const char config_usage[];
+
+#endif

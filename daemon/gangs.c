@@ -1,0 +1,537 @@
+/* gangs.c - gangs as the loop sees them: launcher calls in the thread pool, one at a
+ * time per gang, and a descriptor per supervisor that tells when it is gone. */
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "daemon/alignd.h"
+#include "proto/log.h"
+
+enum {
+    AGAIN_MS = 200,      /* between looks at processes that must end            */
+    STOP_WAIT_MS = 5000, /* a poll to answer before SIGTERM                     */
+    DEVICE_WAIT_S = 20,  /* the last gang's supervisor may still hold the locks */
+    LINGER_S = 60,       /* an acknowledged supervisor that does not end        */
+};
+
+enum op { OP_NONE, OP_START, OP_LOOK, OP_STOP, OP_KILL, OP_FORGET };
+
+struct start { /* copies of what a launch needs */
+    char *output_dir;
+    char *devices[LIMIT_RANKS];
+    uint32_t n_devices;
+    uint8_t type;
+    bool drain;
+    int64_t since_ns;
+};
+
+struct gang {
+    struct gang *next;
+    struct alignd *a;
+    uint64_t job;
+    uint32_t attempt;
+    struct gangs_log logs[LIMIT_RANKS];
+    char devices[LIMIT_RANKS][64]; /* it may hold their locks */
+    uint32_t n_devices;
+
+    uv_work_t work;
+    enum op op;                                       /* in the pool now       */
+    bool want_start, want_look, want_stop, want_kill; /* as soon as it is back */
+    bool launched; /* started by this process, or seen alive: an end is news   */
+    bool gone;     /* the core has let go of it                                */
+    int64_t gone_ns;
+    bool polling, closing;
+    uv_poll_t poll; /* the supervisor's pidfd */
+    int pidfd;
+    pid_t pid;
+    uv_timer_t timer; /* look again; SIGTERM */
+    int handles;      /* of libuv, still open */
+    bool stop_later;
+
+    struct start start; /* OP_START's input */
+    int r, new_pidfd;   /* its result       */
+    pid_t new_pid;
+    struct launch_look look; /* OP_LOOK's result */
+    struct err err;
+};
+
+static void next_op(struct gang *g);
+
+static struct gang *find(const struct alignd *a, uint64_t job, uint32_t attempt)
+{
+    struct gang *g = a->gangs;
+
+    while (g && (g->job != job || g->attempt != attempt))
+        g = g->next;
+    return g;
+}
+
+static struct gang *need(struct alignd *a, uint64_t job, uint32_t attempt)
+{
+    struct gang *g = find(a, job, attempt);
+
+    if (g)
+        return g;
+    g = calloc(1, sizeof *g);
+    if (!g)
+        alignd_give_up(a, "out of memory");
+    g->a = a;
+    g->job = job;
+    g->attempt = attempt;
+    g->pidfd = -1;
+    g->work.data = g;
+    uv_timer_init(a->loop, &g->timer);
+    g->timer.data = g;
+    g->handles = 1;
+    g->next = a->gangs;
+    a->gangs = g;
+    return g;
+}
+
+static void start_free(struct start *s)
+{
+    free(s->output_dir);
+    for (uint32_t i = 0; i < s->n_devices; i++)
+        free(s->devices[i]);
+    *s = (struct start){0};
+}
+
+static void on_closed(uv_handle_t *h)
+{
+    struct gang *g = h->data;
+
+    if (--g->handles > 0 || !g->closing)
+        return;
+    start_free(&g->start);
+    free(g);
+}
+
+static void drop(struct gang *g)
+{
+    struct gang **at = &g->a->gangs;
+
+    while (*at && *at != g)
+        at = &(*at)->next;
+    if (*at)
+        *at = g->next;
+    g->closing = true;
+    uv_close((uv_handle_t *)&g->timer, on_closed);
+}
+
+/* ---- what the core hears ---- */
+
+static void tell(struct gang *g, enum event_kind kind, const char *error)
+{
+    struct event ev = {.kind = kind};
+    const char *devices[LIMIT_RANKS];
+
+    for (uint32_t i = 0; i < g->look.n_devices; i++)
+        devices[i] = g->look.devices[i];
+    ev.gang = (struct event_gang){.job = g->job,
+                                  .attempt = g->attempt,
+                                  .devices = devices,
+                                  .n_devices = g->look.n_devices,
+                                  .error = error && *error ? error : NULL};
+    if (kind == EV_GANG_EXITED)
+        ev.gang.exit = g->look.record.exit;
+    log_info("gang", "job=%" PRIu64 " attempt=%u event=%s error=\"%s\"", g->job, g->attempt,
+             event_kind_name(kind), error ? error : "");
+    effects_step(g->a, &ev);
+}
+
+/* ---- the supervisor's end ---- */
+
+static void on_poll(uv_poll_t *h, int status, int events)
+{
+    struct gang *g = h->data;
+
+    (void)status;
+    (void)events;
+    if (!g->polling)
+        return;
+    if (g->pid > 0)
+        (void)waitpid(g->pid, NULL, WNOHANG); /* only if it is our child */
+    uv_poll_stop(&g->poll);
+    g->polling = false;
+    uv_close((uv_handle_t *)&g->poll, on_closed);
+    close(g->pidfd);
+    g->pidfd = -1;
+    g->pid = 0;
+    g->want_look = true;
+    next_op(g);
+}
+
+/* Takes the descriptor. */
+static void watch(struct gang *g, int pidfd, pid_t pid)
+{
+    if (g->polling || pidfd < 0) {
+        if (pidfd >= 0 && pidfd != g->pidfd)
+            close(pidfd);
+        return;
+    }
+    if (uv_poll_init(g->a->loop, &g->poll, pidfd) < 0) {
+        close(pidfd);
+        g->want_look = true;
+        return;
+    }
+    g->poll.data = g;
+    g->handles++;
+    g->pidfd = pidfd;
+    g->pid = pid;
+    g->polling = true;
+    uv_poll_start(&g->poll, UV_READABLE, on_poll);
+}
+
+static void on_timer(uv_timer_t *t)
+{
+    struct gang *g = t->data;
+
+    if (g->stop_later) {
+        g->stop_later = false;
+        g->want_stop = true;
+    } else if (g->start.output_dir) {
+        g->want_start = true;
+    } else {
+        g->want_look = !g->polling;
+    }
+    next_op(g);
+}
+
+static void again(struct gang *g)
+{
+    uv_timer_start(&g->timer, on_timer, AGAIN_MS, 0);
+}
+
+/* ---- results ---- */
+
+static void after_start(struct gang *g)
+{
+    const int64_t waited_s = (alignd_boottime_ns() - g->start.since_ns) / 1000000000;
+
+    if (g->r == -EBUSY && waited_s < DEVICE_WAIT_S) {
+        again(g);
+        return;
+    }
+    start_free(&g->start);
+    if (g->r == 0 || g->r == 1) {
+        log_info("gang_started", "job=%" PRIu64 " attempt=%u pid=%d%s", g->job, g->attempt,
+                 g->r == 0 ? (int)g->new_pid : 0, g->r == 1 ? " (runs already)" : "");
+        g->launched = true;
+        if (g->r == 0 && g->new_pidfd >= 0)
+            watch(g, g->new_pidfd, g->new_pid);
+        else
+            g->want_look = true;
+        return;
+    }
+    tell(g, EV_LAUNCH_FAILED, g->err.text);
+}
+
+static void after_look(struct gang *g)
+{
+    switch (g->look.state) {
+    case LAUNCH_ALIVE:
+        if (g->look.pidfd >= 0)
+            watch(g, g->look.pidfd, g->look.supervisor);
+        else
+            again(g);
+        return;
+    case LAUNCH_EXITED:
+        if (!g->gone)
+            tell(g, EV_GANG_EXITED, g->look.record.error);
+        break;
+    case LAUNCH_LOST:
+        if (!g->gone)
+            tell(g, EV_GANG_LOST, g->look.why);
+        break;
+    case LAUNCH_ABSENT:
+        if (!g->gone)
+            tell(g, EV_LAUNCH_FAILED,
+                 g->look.why[0] ? g->look.why : "the supervisor ended at once");
+        break;
+    }
+}
+
+static void on_after(uv_work_t *w, int status)
+{
+    struct gang *g = w->data;
+    const enum op was = g->op;
+
+    (void)status;
+    g->op = OP_NONE;
+    if (was == OP_START)
+        after_start(g);
+    else if (was == OP_LOOK)
+        after_look(g);
+    else if (was == OP_KILL && !g->polling)
+        g->want_look = true;
+    if (was == OP_FORGET)
+        drop(g);
+    else
+        next_op(g);
+}
+
+/* ---- in the pool ---- */
+
+static int do_start(struct gang *g)
+{
+    struct launch_gang l = {.job = g->job,
+                            .attempt = g->attempt,
+                            .output_dir = g->start.output_dir,
+                            .device_type = g->start.type == JOB_GPU ? "gpu" : "cpu",
+                            .devices = (const char *const *)g->start.devices,
+                            .n_devices = g->start.n_devices,
+                            .threads_per_device = g->a->threads_per_device,
+                            .drain = g->start.drain};
+    struct store_reader *db;
+    char *user, *resolved;
+    int r = store_reader_open(store_path(g->a->store), &db, &g->err);
+
+    if (r < 0)
+        return r;
+    r = store_read_spec(db, g->job, g->attempt, &user, &resolved, &l.overwrite);
+    store_reader_close(db);
+    if (r < 0)
+        return err_set(&g->err, r == -EBUSY ? -EIO : r, "the job's spec cannot be read: %s",
+                       strerror(-r));
+    l.user_spec = user;
+    l.resolved_spec = resolved;
+    alignd_token(g->a, g->job, g->attempt, &l.token);
+    r = launch_start(&g->a->launch, &l, &g->new_pid, &g->new_pidfd, &g->err);
+    free(user);
+    free(resolved);
+    return r;
+}
+
+static void on_work(uv_work_t *w)
+{
+    struct gang *g = w->data;
+    const struct launch *l = &g->a->launch;
+
+    switch (g->op) {
+    case OP_START:
+        g->new_pidfd = -1;
+        g->new_pid = 0;
+        g->err.text[0] = 0;
+        g->r = do_start(g);
+        break;
+    case OP_LOOK:
+        launch_look(l, g->job, g->attempt, &g->look);
+        break;
+    case OP_STOP:
+        (void)launch_stop(l, g->job, g->attempt);
+        break;
+    case OP_KILL:
+        (void)launch_kill(l, g->job, g->attempt);
+        break;
+    case OP_FORGET:
+        launch_forget(l, g->job, g->attempt);
+        break;
+    case OP_NONE:
+        break;
+    }
+}
+
+/* ---- which call is next ---- */
+
+static void next_op(struct gang *g)
+{
+    enum op op = OP_NONE;
+
+    if (g->op != OP_NONE || g->closing)
+        return;
+    if (g->want_start) {
+        g->want_start = false;
+        op = OP_START;
+    } else if (g->want_kill) {
+        g->want_kill = false;
+        op = OP_KILL;
+    } else if (g->want_stop) {
+        g->want_stop = false;
+        op = OP_STOP;
+    } else if (g->want_look) {
+        g->want_look = false;
+        op = OP_LOOK;
+    } else if (g->gone && !g->polling && !g->start.output_dir &&
+               !uv_is_active((uv_handle_t *)&g->timer)) {
+        op = g->look.state == LAUNCH_ALIVE && g->launched ? OP_LOOK : OP_FORGET;
+    }
+    if (op == OP_NONE)
+        return;
+    g->op = op;
+    if (uv_queue_work(g->a->loop, &g->work, on_work, on_after) < 0) {
+        g->op = OP_NONE;
+        again(g);
+    }
+}
+
+void gangs_launch(struct alignd *a, const struct fx_launch *l)
+{
+    struct gang *g = need(a, l->job, l->attempt);
+    bool ok;
+
+    start_free(&g->start);
+    g->start.output_dir = strdup(l->output_dir);
+    ok = g->start.output_dir != NULL;
+    for (uint32_t i = 0; i < l->n_devices && ok; i++) {
+        g->start.devices[g->start.n_devices] = strdup(l->devices[i]);
+        ok = g->start.devices[g->start.n_devices] != NULL;
+        g->start.n_devices += ok;
+    }
+    if (!ok)
+        alignd_give_up(a, "out of memory");
+    g->start.type = l->type;
+    g->start.drain = l->drain;
+    g->start.since_ns = alignd_boottime_ns();
+    g->n_devices = 0;
+    for (uint32_t i = 0; i < l->n_devices && i < LIMIT_RANKS; i++)
+        strncpy(g->devices[g->n_devices++], l->devices[i], sizeof g->devices[0] - 1);
+    g->want_start = true;
+    next_op(g);
+}
+
+void gangs_stop(struct alignd *a, uint64_t job, uint32_t attempt)
+{
+    struct gang *g = find(a, job, attempt);
+
+    if (held_order(a, job, attempt, EVENT_STOP) || !g)
+        return;
+    g->stop_later = true;
+    uv_timer_start(&g->timer, on_timer, STOP_WAIT_MS, 0);
+}
+
+void gangs_kill(struct alignd *a, uint64_t job, uint32_t attempt)
+{
+    struct gang *g = need(a, job, attempt);
+
+    g->want_kill = true;
+    next_op(g);
+}
+
+void gangs_gone(struct alignd *a, uint64_t job, uint32_t attempt)
+{
+    struct gang *g = find(a, job, attempt);
+
+    if (!g)
+        return;
+    g->gone = true;
+    g->gone_ns = alignd_boottime_ns();
+    start_free(&g->start);
+    next_op(g);
+}
+
+void gangs_tick(struct alignd *a)
+{
+    struct gang *next;
+
+    for (struct gang *g = a->gangs; g; g = next) {
+        next = g->next;
+        if (g->gone && g->polling && alignd_boottime_ns() - g->gone_ns > LINGER_S * 1000000000LL) {
+            log_warn("gang_lingers", "job=%" PRIu64 " attempt=%u: killed", g->job, g->attempt);
+            g->gone_ns = alignd_boottime_ns();
+            g->want_kill = true;
+        }
+        next_op(g);
+    }
+}
+
+struct gangs_log *gangs_log(struct alignd *a, uint64_t job, uint32_t attempt, uint32_t rank)
+{
+    struct gang *g = find(a, job, attempt);
+
+    return g && !g->gone && rank < LIMIT_RANKS ? &g->logs[rank] : NULL;
+}
+
+bool gangs_use_device(const struct alignd *a, const char *name)
+{
+    for (const struct gang *g = a->gangs; g; g = g->next)
+        for (uint32_t i = 0; i < g->n_devices; i++)
+            if (!strcmp(g->devices[i], name))
+                return true;
+    return false;
+}
+
+/* ---- at start ---- */
+
+static void found_log(void *arg, uint32_t rank, uint64_t end)
+{
+    struct gang *g = arg;
+
+    if (rank < LIMIT_RANKS)
+        g->logs[rank] = (struct gangs_log){end, end};
+}
+
+static void found_folder(void *arg, uint64_t job, uint32_t attempt)
+{
+    (void)need(arg, job, attempt);
+}
+
+static void reconcile_one(struct gang *g, bool known)
+{
+    launch_look(&g->a->launch, g->job, g->attempt, &g->look);
+    g->n_devices = g->look.n_devices;
+    memcpy(g->devices, g->look.devices, sizeof g->devices);
+    g->launched = g->look.state == LAUNCH_ALIVE;
+    switch (g->look.state) {
+    case LAUNCH_ALIVE:
+        tell(g, EV_GANG_ALIVE, NULL);
+        after_look(g);
+        return;
+    case LAUNCH_ABSENT:
+        if (known)
+            tell(g, EV_GANG_ABSENT, NULL);
+        break;
+    case LAUNCH_EXITED:
+        if (known)
+            tell(g, EV_GANG_EXITED, g->look.record.error);
+        break;
+    case LAUNCH_LOST:
+        if (known)
+            tell(g, EV_GANG_LOST, g->look.why);
+        break;
+    }
+    if (!known)
+        g->gone = true; /* only its folder is left */
+}
+
+int gangs_reconcile(struct alignd *a, struct err *err)
+{
+    struct store_reader *db;
+    int r;
+
+    for (size_t i = 0; i < core_n_gangs(a->core); i++) {
+        struct core_gang c;
+        core_gang_at(a->core, i, &c);
+        (void)need(a, c.job, c.attempt);
+    }
+    r = launch_scan(&a->launch, found_folder, a);
+    if (r < 0)
+        return err_set(err, r, "cannot read %s: %s", a->launch.gangs_dir, strerror(-r));
+    r = store_reader_open(store_path(a->store), &db, err);
+    if (r < 0)
+        return r;
+    for (struct gang *g = a->gangs; g && r == 0; g = g->next)
+        r = store_read_log_ends(db, g->job, g->attempt, found_log, g);
+    store_reader_close(db);
+    if (r < 0)
+        return err_set(err, r, "cannot read the logs' ends: %s", strerror(-r));
+    for (struct gang *g = a->gangs; g; g = g->next) {
+        struct core_gang c;
+        reconcile_one(g, core_gang(a->core, g->job, g->attempt, &c));
+    }
+    return 0;
+}
+
+void gangs_close(struct alignd *a)
+{
+    while (a->gangs) {
+        struct gang *g = a->gangs;
+        a->gangs = g->next;
+        if (g->pidfd >= 0)
+            close(g->pidfd);
+        start_free(&g->start);
+        free(g); /* after the loop has ended: its handles are not touched again */
+    }
+}

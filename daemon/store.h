@@ -1,0 +1,79 @@
+/* store.h - SQLite: what alignd knows and must not forget.
+ *
+ * WAL, synchronous=FULL, one writer. The writing half belongs to the thread of
+ * committer.c (before that, to main); readers are connections of their own and
+ * belong to whoever opened them. The loop never calls in here. */
+#ifndef DAEMON_STORE_H
+#define DAEMON_STORE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "daemon/core.h"
+#include "daemon/event.h"
+#include "daemon/row.h"
+#include "proto/buf.h"
+#include "proto/err.h"
+
+struct store;
+struct store_reader;
+
+enum { STORE_UUID = 37, STORE_KEY = 32 };
+
+/* Opens or makes <dir>/alignd.db. -EINVAL: it is not ours, or newer than this
+ * build, with a sentence; -EIO and others from the system. */
+int store_open(const char *dir, struct store **ret, struct err *err);
+void store_close(struct store *s); /* NULL is a no-op */
+
+const char *store_uuid(const struct store *s);         /* of this database, for ever */
+const uint8_t *store_token_key(const struct store *s); /* STORE_KEY bytes            */
+const char *store_path(const struct store *s);
+
+/* Hands everything to core_restore_*(), in their order. */
+int store_restore(struct store *s, struct core *core, struct err *err);
+
+struct store_log { /* a chunk of a rank's output */
+    uint64_t job;
+    uint32_t attempt, rank;
+    uint64_t at;
+    const void *data;
+    size_t bytes;
+};
+
+/* Writes the rows of fx and the chunks in one transaction. Returns 0: durable;
+ * -ENOSPC: nothing was written, the disk is full, the same again later; anything
+ * else: unknown, give up this process (service.md 9). The ballast goes first and
+ * comes back when there is room. */
+int store_commit(struct store *s, const struct effects *fx, const struct store_log *logs, size_t n,
+                 struct err *err);
+
+/* ---- readers: any thread, one at a time per reader ---- */
+
+int store_reader_open(const char *path, struct store_reader **ret, struct err *err);
+void store_reader_close(struct store_reader *r);
+
+/* Rows of a job with seq > since, oldest first, at most max; without `all` only
+ * those that count, and rewinds. *ret_last: highest seq looked at (>= since), *ret_more:
+ * there are more after it, *ret_oldest: the lowest seq there is (0: none). */
+int store_read_rows(struct store_reader *r, uint64_t job, uint64_t since, bool all, uint32_t max,
+                    struct row_page *ret, uint64_t *ret_last, bool *ret_more, uint64_t *ret_oldest);
+
+/* Up to cap bytes of output from `offset` (negative: from the end) on. *ret_at is
+ * where they begin, *ret_size how much there is. */
+int store_read_log(struct store_reader *r, uint64_t job, uint32_t attempt, uint32_t rank,
+                   int64_t offset, void *to, size_t cap, size_t *ret_bytes, uint64_t *ret_at,
+                   uint64_t *ret_size);
+
+/* The texts that hold for an attempt (0: the newest), malloc'ed, NUL-terminated.
+ * -ENOENT. */
+int store_read_spec(struct store_reader *r, uint64_t job, uint32_t attempt, char **ret_user,
+                    char **ret_resolved, bool *ret_overwrite);
+
+/* All attempts of a job as a JSON array (docs/PROTOCOL.md), appended to b. */
+int store_read_attempts(struct store_reader *r, uint64_t job, struct buf *b);
+
+/* Where the output of each rank of an attempt ends: calls fn for those with any. */
+int store_read_log_ends(struct store_reader *r, uint64_t job, uint32_t attempt,
+                        void (*fn)(void *arg, uint32_t rank, uint64_t end), void *arg);
+
+#endif

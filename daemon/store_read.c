@@ -1,0 +1,489 @@
+/* store_read.c - the reading half of store.h: restoring, and pages of history. */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "daemon/store.h"
+#include "daemon/store_db.h"
+
+enum read_stmt {
+    R_ROWS,
+    R_BOUNDS,
+    R_NAMES,
+    R_LOG,
+    R_LOG_SIZE,
+    R_LOG_ENDS,
+    R_SPEC,
+    R_ATTEMPTS,
+    READ_STMTS
+};
+
+static const char *const sql[READ_STMTS] = {
+    [R_ROWS] = "SELECT seq, attempt, n, step, wall_ms, kind, superseded, names, vals FROM report"
+               " WHERE job = ? AND seq > ? ORDER BY seq LIMIT ?",
+    [R_BOUNDS] = "SELECT min(seq) FROM report WHERE job = ?",
+    [R_NAMES] = "SELECT names FROM names WHERE job = ? AND id = ?",
+    [R_LOG] = "SELECT at, bytes FROM log WHERE job = ? AND attempt = ? AND rank = ? AND at >="
+              " coalesce((SELECT max(at) FROM log WHERE job = ?1 AND attempt = ?2 AND rank = ?3"
+              " AND at <= ?4), 0) ORDER BY at",
+    [R_LOG_SIZE] = "SELECT at + length(bytes) FROM log WHERE job = ? AND attempt = ? AND rank = ?"
+                   " ORDER BY at DESC LIMIT 1",
+    [R_LOG_ENDS] = "SELECT rank, max(at + length(bytes)) FROM log WHERE job = ? AND attempt = ?"
+                   " GROUP BY rank",
+    [R_ATTEMPTS] = "SELECT attempt, state, resume_step, step, started_ms, ended_ms, exit_code,"
+                   " exit_signal, first_rank, peak_rss_kb, build, error, adapter FROM attempt"
+                   " WHERE job = ? ORDER BY attempt",
+    [R_SPEC] = "SELECT user, resolved, overwrite FROM spec WHERE job = ? AND (?2 = 0 OR "
+               "from_attempt <= ?2)"
+               " ORDER BY from_attempt DESC LIMIT 1",
+};
+
+struct store_reader {
+    sqlite3 *db;
+    sqlite3_stmt *q[READ_STMTS];
+};
+
+/* ---- restoring ---- */
+
+static const char *text_or_null(sqlite3_stmt *q, int i)
+{
+    return (const char *)sqlite3_column_text(q, i);
+}
+
+static int restore_meta(struct core *c, sqlite3_stmt *q, struct err *err)
+{
+    const struct fx_meta row = {.next_job = (uint64_t)sqlite3_column_int64(q, 0),
+                                .rev = (uint64_t)sqlite3_column_int64(q, 1),
+                                .age_s = sqlite3_column_int64(q, 2)};
+    return core_restore_meta(c, &row, err);
+}
+
+static int restore_device(struct core *c, sqlite3_stmt *q, struct err *err)
+{
+    struct fx_device row = {.name = text_or_null(q, 0),
+                            .type = (uint8_t)sqlite3_column_int(q, 1),
+                            .drained = sqlite3_column_int(q, 2) != 0,
+                            .fenced = sqlite3_column_int(q, 3) != 0};
+
+    if (sqlite3_column_bytes(q, 4) == sizeof row.boot_id)
+        memcpy(row.boot_id, sqlite3_column_blob(q, 4), sizeof row.boot_id);
+    return core_restore_device(c, &row, err);
+}
+
+static int restore_job(struct core *c, sqlite3_stmt *q, struct err *err)
+{
+    struct job j = {0};
+    int i = 0;
+
+    j.id = (uint64_t)sqlite3_column_int64(q, i++);
+    j.rev = (uint64_t)sqlite3_column_int64(q, i++);
+    j.order = (uint64_t)sqlite3_column_int64(q, i++);
+    j.seq = (uint64_t)sqlite3_column_int64(q, i++);
+    j.uid = (uint32_t)sqlite3_column_int64(q, i++);
+    j.attempt = (uint32_t)sqlite3_column_int64(q, i++);
+    j.devices = (uint16_t)sqlite3_column_int64(q, i++);
+    j.type = (uint8_t)sqlite3_column_int(q, i++);
+    j.state = (uint8_t)sqlite3_column_int(q, i++);
+    j.reason = (uint8_t)sqlite3_column_int(q, i++);
+    j.want = (uint8_t)sqlite3_column_int(q, i++);
+    j.lost = (uint8_t)sqlite3_column_int(q, i++);
+    j.launch_failures = (uint8_t)sqlite3_column_int(q, i++);
+    j.held = sqlite3_column_int(q, i++) != 0;
+    j.published = sqlite3_column_int(q, i++) != 0;
+    j.phase = (uint8_t)sqlite3_column_int(q, i++);
+    j.priority = sqlite3_column_int64(q, i++);
+    j.limit_s = sqlite3_column_int64(q, i++);
+    j.steps = sqlite3_column_int64(q, i++);
+    j.step = sqlite3_column_int64(q, i++);
+    j.loss =
+        sqlite3_column_type(q, i) == SQLITE_NULL ? __builtin_nan("") : sqlite3_column_double(q, i);
+    i++;
+    j.submitted_ms = sqlite3_column_int64(q, i++);
+    j.started_ms = sqlite3_column_int64(q, i++);
+    j.ended_ms = sqlite3_column_int64(q, i++);
+    j.exit_code = sqlite3_column_int(q, i++);
+    j.exit_signal = sqlite3_column_int(q, i++);
+    j.first_rank = sqlite3_column_int(q, i++);
+    j.name = text_or_null(q, i++);
+    j.method = text_or_null(q, i++);
+    j.output_dir = text_or_null(q, i++);
+    j.error = text_or_null(q, i++);
+    j.adapter = text_or_null(q, i++);
+    return core_restore_job(c, &j, err);
+}
+
+static int restore_attempt(struct core *c, sqlite3_stmt *q, struct err *err)
+{
+    const struct attempt a = {
+        .job = (uint64_t)sqlite3_column_int64(q, 0),
+        .attempt = (uint32_t)sqlite3_column_int64(q, 1),
+        .state = (uint8_t)sqlite3_column_int(q, 2),
+        .phase = (uint8_t)sqlite3_column_int(q, 3),
+        .published = sqlite3_column_int(q, 4) != 0,
+        .exit_known = sqlite3_column_int(q, 5) != 0,
+        .last_report = (uint64_t)sqlite3_column_int64(q, 6),
+        .resume_step = sqlite3_column_int64(q, 7),
+        .step = sqlite3_column_int64(q, 8),
+        .started_ms = sqlite3_column_int64(q, 9),
+        .ended_ms = sqlite3_column_int64(q, 10),
+        .exit_code = sqlite3_column_int(q, 11),
+        .exit_signal = sqlite3_column_int(q, 12),
+        .first_rank = sqlite3_column_int(q, 13),
+        .peak_rss_kb = sqlite3_column_int64(q, 14),
+        .build = text_or_null(q, 15),
+        .error = text_or_null(q, 16),
+        .adapter = text_or_null(q, 17),
+    };
+    return core_restore_attempt(c, &a, err);
+}
+
+static int restore_gang(struct core *c, sqlite3_stmt *q, struct err *err)
+{
+    const char *devices[LIMIT_RANKS];
+    struct fx_gang g = {.job = (uint64_t)sqlite3_column_int64(q, 0),
+                        .attempt = (uint32_t)sqlite3_column_int64(q, 1),
+                        .devices = devices,
+                        .started_ns = sqlite3_column_int64(q, 4)};
+    const char *text = text_or_null(q, 2);
+    char *copy = strdup(text ? text : ""), *p = copy, *line;
+    int r;
+
+    if (!copy)
+        return -ENOMEM;
+    while ((line = strsep(&p, "\n")) && *line && g.n_devices < LIMIT_RANKS)
+        devices[g.n_devices++] = line;
+    if (sqlite3_column_bytes(q, 3) == sizeof g.boot_id)
+        memcpy(g.boot_id, sqlite3_column_blob(q, 3), sizeof g.boot_id);
+    r = core_restore_gang(c, &g, err);
+    free(copy);
+    return r;
+}
+
+static int restore_request(struct core *c, sqlite3_stmt *q, struct err *err)
+{
+    struct fx_request p = {.uid = (uint32_t)sqlite3_column_int64(q, 0),
+                           .code = sqlite3_column_int(q, 3),
+                           .job = (uint64_t)sqlite3_column_int64(q, 4),
+                           .age_s = sqlite3_column_int64(q, 5),
+                           .text = text_or_null(q, 6)};
+
+    if (sqlite3_column_bytes(q, 1) != sizeof p.id || sqlite3_column_bytes(q, 2) != sizeof p.digest)
+        return err_set(err, -EINVAL, "a row of table request has no id or digest");
+    memcpy(p.id, sqlite3_column_blob(q, 1), sizeof p.id);
+    memcpy(p.digest, sqlite3_column_blob(q, 2), sizeof p.digest);
+    return core_restore_request(c, &p, err);
+}
+
+static int restore_rdv(struct core *c, sqlite3_stmt *q, struct err *err)
+{
+    const struct fx_rdv v = {.job = (uint64_t)sqlite3_column_int64(q, 0),
+                             .attempt = (uint32_t)sqlite3_column_int64(q, 1),
+                             .key = text_or_null(q, 2),
+                             .value = sqlite3_column_blob(q, 3),
+                             .bytes = (size_t)sqlite3_column_bytes(q, 3)};
+    return core_restore_rdv(c, &v, err);
+}
+
+static const struct {
+    const char *sql;
+    int (*row)(struct core *c, sqlite3_stmt *q, struct err *err);
+} restores[] = {
+    {"SELECT next_job, rev, age_s FROM mark", restore_meta},
+    {"SELECT name, type, drained, fenced, boot_id FROM device", restore_device},
+    {"SELECT id, rev, ord, seq, uid, attempt, devices, type, state, reason, want, lost,"
+     " launch_failures, held, published, phase, priority, limit_s, steps, step, loss,"
+     " submitted_ms, started_ms, ended_ms, exit_code, exit_signal, first_rank, name, method,"
+     " output_dir, error, adapter FROM job ORDER BY id",
+     restore_job},
+    {"SELECT job, attempt, state, phase, published, exit_known, last_report, resume_step, step,"
+     " started_ms, ended_ms, exit_code, exit_signal, first_rank, peak_rss_kb, build, error,"
+     " adapter FROM attempt ORDER BY job, attempt",
+     restore_attempt},
+    {"SELECT job, attempt, devices, boot_id, started_ns FROM gang", restore_gang},
+    {"SELECT uid, id, digest, code, job, age_s, text FROM request", restore_request},
+    {"SELECT job, attempt, key, value FROM rdv", restore_rdv},
+};
+
+int store_restore(struct store *s, struct core *core, struct err *err)
+{
+    sqlite3 *db = store_db(s);
+
+    for (size_t i = 0; i < sizeof restores / sizeof restores[0]; i++) {
+        sqlite3_stmt *q;
+        int rc, r = store_db_err(db, sqlite3_prepare_v2(db, restores[i].sql, -1, &q, NULL), err);
+        if (r < 0)
+            return r;
+        while ((rc = sqlite3_step(q)) == SQLITE_ROW && r == 0)
+            r = restores[i].row(core, q, err);
+        if (r == 0)
+            r = store_db_err(db, rc, err);
+        sqlite3_finalize(q);
+        if (r < 0)
+            return err_prefix(err, r, "%s", store_path(s));
+    }
+    return 0;
+}
+
+/* ---- readers ---- */
+
+int store_reader_open(const char *path, struct store_reader **ret, struct err *err)
+{
+    struct store_reader *r = calloc(1, sizeof *r);
+    int rc, e = 0;
+
+    if (!r)
+        return -ENOMEM;
+    rc = sqlite3_open_v2(path, &r->db, SQLITE_OPEN_READWRITE | SQLITE_OPEN_NOMUTEX, NULL);
+    if (rc == SQLITE_OK) {
+        sqlite3_busy_timeout(r->db, 5000);
+        rc = sqlite3_exec(r->db, "PRAGMA query_only = 1; PRAGMA cache_size = -256", NULL, NULL,
+                          NULL);
+    }
+    if (rc != SQLITE_OK)
+        e = err_set(err, -EIO, "cannot read %s: %s", path, sqlite3_errmsg(r->db));
+    for (int i = 0; i < READ_STMTS && e == 0; i++)
+        e = store_db_err(r->db, sqlite3_prepare_v2(r->db, sql[i], -1, &r->q[i], NULL), err);
+    if (e < 0) {
+        store_reader_close(r);
+        return e;
+    }
+    *ret = r;
+    return 0;
+}
+
+void store_reader_close(struct store_reader *r)
+{
+    if (!r)
+        return;
+    for (int i = 0; i < READ_STMTS; i++)
+        sqlite3_finalize(r->q[i]);
+    sqlite3_close(r->db);
+    free(r);
+}
+
+/* The list of names with this id; valid until the next call. "" for id 0. */
+static int read_names(struct store_reader *r, uint64_t job, int64_t id, const char **ret,
+                      size_t *ret_bytes)
+{
+    sqlite3_stmt *q = r->q[R_NAMES];
+
+    *ret = "";
+    *ret_bytes = 0;
+    if (id == 0)
+        return 0;
+    sqlite3_reset(q);
+    if (store_db_bind(q, "ii", (int64_t)job, id) < 0)
+        return -ENOMEM;
+    if (sqlite3_step(q) != SQLITE_ROW)
+        return -EIO;
+    *ret = sqlite3_column_blob(q, 0);
+    *ret_bytes = (size_t)sqlite3_column_bytes(q, 0);
+    return *ret ? 0 : -EIO;
+}
+
+/* How many names there are, or -EIO when the list is not one. */
+static int count_names(const char *names, size_t bytes)
+{
+    int n = 0;
+
+    if (bytes > 0 && names[bytes - 1] != 0)
+        return -EIO;
+    for (size_t i = 0; i < bytes; i++)
+        n += names[i] == 0;
+    return n <= LIMIT_METRICS ? n : -EIO;
+}
+
+static int read_row(struct store_reader *r, uint64_t job, bool all, sqlite3_stmt *q,
+                    struct row_page *ret, uint64_t *ret_last)
+{
+    struct msg_row row = {.seq = (uint64_t)sqlite3_column_int64(q, 0),
+                          .attempt = (uint32_t)sqlite3_column_int64(q, 1),
+                          .n = (uint64_t)sqlite3_column_int64(q, 2),
+                          .step = sqlite3_column_int64(q, 3),
+                          .wall_ms = sqlite3_column_int64(q, 4),
+                          .superseded = sqlite3_column_int(q, 6) != 0};
+    const int64_t kind = sqlite3_column_int64(q, 5);
+    double values[LIMIT_METRICS];
+    const char *names;
+    size_t bytes;
+    int n, e;
+
+    *ret_last = row.seq;
+    if (row.superseded && !all)
+        return 0;
+    if (kind < 0 || kind >= MSG_ROW_KINDS)
+        return -EIO;
+    row.kind = (enum msg_kind)kind;
+    e = read_names(r, job, sqlite3_column_int64(q, 7), &names, &bytes);
+    if (e < 0)
+        return e;
+    n = count_names(names, bytes);
+    if (n < 0 || row_values_unpack(sqlite3_column_blob(q, 8), (size_t)sqlite3_column_bytes(q, 8),
+                                   values, (uint32_t)n) < 0)
+        return -EIO;
+    row.n_values = (uint32_t)n;
+    return row_page_add(ret, &row, names, bytes, values);
+}
+
+int store_read_rows(struct store_reader *r, uint64_t job, uint64_t since, bool all, uint32_t max,
+                    struct row_page *ret, uint64_t *ret_last, bool *ret_more, uint64_t *ret_oldest)
+{
+    sqlite3_stmt *q = r->q[R_ROWS], *b = r->q[R_BOUNDS];
+    uint32_t seen = 0;
+    int rc, e = 0;
+
+    *ret_last = since;
+    *ret_more = false;
+    *ret_oldest = 0;
+    if (store_db_bind(b, "i", (int64_t)job) == 0 && sqlite3_step(b) == SQLITE_ROW)
+        *ret_oldest = (uint64_t)sqlite3_column_int64(b, 0);
+    sqlite3_reset(b);
+    if (store_db_bind(q, "iii", (int64_t)job, (int64_t)since, (int64_t)max + 1) < 0)
+        return -ENOMEM;
+    while (e == 0 && (rc = sqlite3_step(q)) == SQLITE_ROW) {
+        if (seen == max) {
+            *ret_more = true;
+            break;
+        }
+        e = read_row(r, job, all, q, ret, ret_last);
+        seen++;
+    }
+    if (e == 0 && !*ret_more)
+        e = store_db_err(r->db, rc, NULL);
+    sqlite3_reset(q);
+    sqlite3_reset(r->q[R_NAMES]);
+    return e;
+}
+
+int store_read_log(struct store_reader *r, uint64_t job, uint32_t attempt, uint32_t rank,
+                   int64_t offset, void *to, size_t cap, size_t *ret_bytes, uint64_t *ret_at,
+                   uint64_t *ret_size)
+{
+    sqlite3_stmt *q = r->q[R_LOG_SIZE];
+    size_t n = 0;
+    int64_t at;
+    int rc = SQLITE_DONE, e;
+
+    *ret_size = 0;
+    if (store_db_bind(q, "iii", (int64_t)job, (int64_t)attempt, (int64_t)rank) == 0 &&
+        sqlite3_step(q) == SQLITE_ROW)
+        *ret_size = (uint64_t)sqlite3_column_int64(q, 0);
+    sqlite3_reset(q);
+    at = offset >= 0 ? offset : offset + (int64_t)*ret_size;
+    if (at < 0)
+        at = 0;
+    *ret_at = (uint64_t)at;
+    q = r->q[R_LOG];
+    if (store_db_bind(q, "iiii", (int64_t)job, (int64_t)attempt, (int64_t)rank, at) < 0)
+        return -ENOMEM;
+    while (n < cap && (rc = sqlite3_step(q)) == SQLITE_ROW) {
+        const int64_t begin = sqlite3_column_int64(q, 0);
+        const size_t bytes = (size_t)sqlite3_column_bytes(q, 1);
+        const char *data = sqlite3_column_blob(q, 1);
+        size_t skip = 0, take;
+        if (begin > at && n == 0) /* the oldest kept is newer than what was asked for */
+            *ret_at = (uint64_t)(at = begin);
+        if (begin > at + (int64_t)n)
+            break;
+        skip = (size_t)(at + (int64_t)n - begin);
+        if (skip >= bytes)
+            continue;
+        take = bytes - skip < cap - n ? bytes - skip : cap - n;
+        memcpy((char *)to + n, data + skip, take);
+        n += take;
+    }
+    e = rc == SQLITE_ROW ? 0 : store_db_err(r->db, rc, NULL);
+    sqlite3_reset(q);
+    *ret_bytes = n;
+    return e;
+}
+
+static char *copy_blob(sqlite3_stmt *q, int i)
+{
+    const void *p = sqlite3_column_blob(q, i);
+    const size_t n = (size_t)sqlite3_column_bytes(q, i);
+    char *s = malloc(n + 1);
+
+    if (s) {
+        if (n > 0)
+            memcpy(s, p, n);
+        s[n] = 0;
+    }
+    return s;
+}
+
+int store_read_spec(struct store_reader *r, uint64_t job, uint32_t attempt, char **ret_user,
+                    char **ret_resolved, bool *ret_overwrite)
+{
+    sqlite3_stmt *q = r->q[R_SPEC];
+    char *user = NULL, *resolved = NULL;
+    int rc, e = 0;
+
+    if (store_db_bind(q, "ii", (int64_t)job, (int64_t)attempt) < 0)
+        return -ENOMEM;
+    rc = sqlite3_step(q);
+    if (rc == SQLITE_ROW) {
+        user = copy_blob(q, 0);
+        resolved = copy_blob(q, 1);
+        *ret_overwrite = sqlite3_column_int(q, 2) != 0;
+        if (!user || !resolved)
+            e = -ENOMEM;
+    } else {
+        e = rc == SQLITE_DONE ? -ENOENT : store_db_err(r->db, rc, NULL);
+    }
+    sqlite3_reset(q);
+    if (e < 0) {
+        free(user);
+        free(resolved);
+        return e;
+    }
+    *ret_user = user;
+    *ret_resolved = resolved;
+    return 0;
+}
+
+int store_read_attempts(struct store_reader *r, uint64_t job, struct buf *b)
+{
+    static const char *const keys[] = {"exit_code", "exit_signal", "first_rank", "peak_rss_kb"};
+    static const char *const texts[] = {"build", "error", "adapter"};
+    sqlite3_stmt *q = r->q[R_ATTEMPTS];
+    int rc, n = 0;
+
+    if (store_db_bind(q, "i", (int64_t)job) < 0)
+        return -ENOMEM;
+    buf_str(b, "[");
+    while ((rc = sqlite3_step(q)) == SQLITE_ROW) {
+        buf_printf(b,
+                   "%s{\"attempt\":%lld,\"state\":\"%s\",\"resume_step\":%lld,\"step\":%lld,"
+                   "\"started_ms\":%lld,\"ended_ms\":%lld",
+                   n++ ? "," : "", sqlite3_column_int64(q, 0),
+                   job_state_name((enum job_state)sqlite3_column_int(q, 1)),
+                   sqlite3_column_int64(q, 2), sqlite3_column_int64(q, 3),
+                   sqlite3_column_int64(q, 4), sqlite3_column_int64(q, 5));
+        for (int i = 0; i < 4; i++)
+            buf_printf(b, ",\"%s\":%lld", keys[i], sqlite3_column_int64(q, 6 + i));
+        for (int i = 0; i < 3; i++) {
+            const char *text = text_or_null(q, 10 + i);
+            buf_printf(b, ",\"%s\":", texts[i]);
+            buf_json(b, text ? text : "");
+        }
+        buf_str(b, "}");
+    }
+    sqlite3_reset(q);
+    buf_str(b, "]");
+    return rc == SQLITE_DONE ? b->r : store_db_err(r->db, rc, NULL);
+}
+
+int store_read_log_ends(struct store_reader *r, uint64_t job, uint32_t attempt,
+                        void (*fn)(void *arg, uint32_t rank, uint64_t end), void *arg)
+{
+    sqlite3_stmt *q = r->q[R_LOG_ENDS];
+    int rc;
+
+    if (store_db_bind(q, "ii", (int64_t)job, (int64_t)attempt) < 0)
+        return -ENOMEM;
+    while ((rc = sqlite3_step(q)) == SQLITE_ROW)
+        fn(arg, (uint32_t)sqlite3_column_int64(q, 0), (uint64_t)sqlite3_column_int64(q, 1));
+    sqlite3_reset(q);
+    return store_db_err(r->db, rc, NULL);
+}

@@ -1,0 +1,129 @@
+/* views.c - see views.h. */
+#include "daemon/views.h"
+
+#include <inttypes.h>
+#include <pwd.h>
+#include <stdio.h>
+#include <string.h>
+
+enum { USERS = 64 };
+
+const char *views_user(uint32_t uid)
+{
+    static struct {
+        bool known;
+        uint32_t uid;
+        char name[64];
+    } cache[USERS]; /* a look-up may ask a directory server: once per uid and process */
+    const unsigned i = uid % USERS;
+
+    if (!cache[i].known || cache[i].uid != uid) {
+        const struct passwd *pw = getpwuid(uid);
+        if (pw)
+            snprintf(cache[i].name, sizeof cache[i].name, "%s", pw->pw_name);
+        else
+            snprintf(cache[i].name, sizeof cache[i].name, "%u", uid);
+        cache[i].uid = uid;
+        cache[i].known = true;
+    }
+    return cache[i].name;
+}
+
+static void text(struct buf *b, const char *key, const char *value)
+{
+    buf_printf(b, ",\"%s\":", key);
+    buf_json(b, value ? value : "");
+}
+
+static void number(struct buf *b, const char *key, int64_t value)
+{
+    buf_printf(b, ",\"%s\":%" PRId64, key, value);
+}
+
+static const char *type_name(uint8_t type)
+{
+    return type == JOB_GPU ? "gpu" : type == JOB_CPU ? "cpu" : "auto";
+}
+
+static void device_names(struct buf *b, const struct core *c, const struct job *j)
+{
+    struct core_gang g;
+
+    buf_str(b, ",\"device_names\":[");
+    if (job_has_gang((enum job_state)j->state) && core_gang(c, j->id, j->attempt, &g)) {
+        for (uint32_t i = 0; i < g.n_devices; i++) {
+            buf_str(b, i ? "," : "");
+            buf_json(b, g.devices[i]);
+        }
+    }
+    buf_str(b, "]");
+}
+
+void views_job(struct buf *b, const struct core *c, const struct job *j, bool open)
+{
+    char why[256] = "";
+    const enum job_reason reason = core_reason(c, j, why, sizeof why);
+
+    buf_printf(b, "{\"job\":%" PRIu64 ",\"rev\":%" PRIu64, j->id, j->rev);
+    text(b, "name", j->name);
+    text(b, "user", views_user(j->uid));
+    number(b, "uid", j->uid);
+    text(b, "method", j->method);
+    text(b, "state", job_state_name((enum job_state)j->state));
+    text(b, "st", job_state_short((enum job_state)j->state));
+    text(b, "reason", job_reason_name(reason));
+    text(b, "reason_text", why);
+    buf_printf(b, ",\"held\":%s", j->held ? "true" : "false");
+    number(b, "priority", j->priority);
+    number(b, "attempt", j->attempt);
+    text(b, "phase", job_phase_name((enum job_phase)j->phase));
+    number(b, "step", j->step);
+    number(b, "steps", j->steps);
+    buf_str(b, ",\"loss\":");
+    buf_json_double(b, j->loss);
+    number(b, "devices", j->devices);
+    text(b, "device_type", type_name(j->type));
+    device_names(b, c, j);
+    number(b, "submitted_ms", j->submitted_ms);
+    number(b, "started_ms", j->started_ms);
+    number(b, "ended_ms", j->ended_ms);
+    text(b, "output_dir", j->output_dir);
+    number(b, "exit_code", j->exit_code);
+    number(b, "exit_signal", j->exit_signal);
+    number(b, "first_rank", j->first_rank);
+    text(b, "error", j->error);
+    text(b, "adapter", j->adapter);
+    buf_printf(b, ",\"published\":%s", j->published ? "true" : "false");
+    if (!open)
+        buf_str(b, "}");
+}
+
+void views_progress(struct buf *b, const struct job *j)
+{
+    double fraction = j->steps > 0 ? (double)j->step / (double)j->steps : 0;
+
+    if (fraction > 1)
+        fraction = 1;
+    buf_printf(b,
+               ",\"progress\":{\"step\":%" PRId64 ",\"steps\":%" PRId64 ",\"fraction\":", j->step,
+               j->steps);
+    buf_json_double(b, fraction);
+    buf_str(b, "}");
+}
+
+void views_devices(struct buf *b, const struct core *c, const char *note)
+{
+    buf_str(b, "[");
+    for (size_t i = 0; i < core_n_devices(c); i++) {
+        struct core_device d;
+        core_device_at(c, i, &d);
+        buf_str(b, i ? ",{\"device\":" : "{\"device\":");
+        buf_json(b, d.name);
+        text(b, "type", type_name(d.type));
+        text(b, "state", core_device_state_name(d.state));
+        number(b, "job", (int64_t)d.job);
+        text(b, "note", i == 0 ? note : "");
+        buf_str(b, "}");
+    }
+    buf_str(b, "]");
+}

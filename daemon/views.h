@@ -1,0 +1,18 @@
+/* views.h - what the core holds, as JSON for people and their scripts (docs/PROTOCOL.md).
+ * Read-only. */
+#ifndef DAEMON_VIEWS_H
+#define DAEMON_VIEWS_H
+
+#include "daemon/core.h"
+#include "proto/buf.h"
+
+/* Called for the name of a uid; the result must live until the next call. */
+const char *views_user(uint32_t uid);
+
+/* One object. open: without its last brace, for more to be added. */
+void views_job(struct buf *b, const struct core *c, const struct job *j, bool open);
+/* ,"progress":{...} */
+void views_progress(struct buf *b, const struct job *j);
+void views_devices(struct buf *b, const struct core *c, const char *note);
+
+#endif

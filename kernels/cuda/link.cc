@@ -1,1 +1,0 @@
-/* link.cc - makes the C++ linker put the CUDA objects into one module. */

@@ -93,6 +93,8 @@ struct kn_weight_desc {
                                   dtype=...), quantised from it, and dequantised
                                   values are rounded to it                        */
     bool no_backward;          /* dx will never be asked for                       */
+    int64_t lora_cols;         /* most columns of s a call will bring (the parts' r
+                                  added up); 0: not known, room for 255            */
 };
 
 /* ---- 4-bit quantisation on its own (export, tests) ------------------------ */
@@ -170,6 +172,9 @@ struct kn_linear_fwd {
     float *s;                      /* out (M, s_cols) dense; NULL when n_segs == 0  */
     int64_t s_cols;
     struct kn_dropout dropout;
+    int64_t x_room;                /* columns behind x's K that the call may overwrite
+                                      (x.ld >= K + x_room): 64 or more saves a copy on
+                                      a GPU; 0: none                                */
 };
 
 /* dx [+]= dy W + scale * ((dy B) A masked as forward); da += ..., db += ...
@@ -187,6 +192,7 @@ struct kn_linear_bwd {
     int64_t s_cols;
     float *ds;               /* scratch (M, s_cols)                                */
     struct kn_dropout dropout;
+    int64_t dy_room;         /* columns behind dy's N that the call may overwrite  */
 };
 
 /* ---- the rest of a layer --------------------------------------------------- */

@@ -207,9 +207,7 @@ static int path_push(char *path, const char *name)
     size_t old = strlen(path), more = strlen(name);
     if (old + more + 2 > YAML_PATH)
         return -1;
-    if (old)
-        strcat(path, ".");
-    strcat(path, name);
+    (void)snprintf(path + old, YAML_PATH - old, "%s%s", old ? "." : "", name);
     return (int)old;
 }
 

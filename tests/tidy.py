@@ -31,7 +31,7 @@ ONLY_IN = {
     'sentencepiece': r'worker/spm_shim\.cc',
     'gloo/': r'worker/coll_gloo\.cc',
     'nccl.h': r'worker/coll_nccl\.c',
-    'oneapi/': r'kernels/cpu/\w+\.c',
+    'oneapi/': r'kernels/cpu/\w+\.[ch]',
     'dnnl': r'kernels/cpu/\w+\.[ch]',
     'curses.h': r'client/\w+\.c',
 }
@@ -110,7 +110,7 @@ for p in sources:
 check_words()
 listed = '\n'.join(p.read_text() for p in ROOT.rglob('meson.build'))
 for p in sources:
-    names = (p.name, p.stem, p.stem.removeprefix('test_'))
+    names = (p.name, p.stem, re.sub('^(test|fuzz)_', '', p.stem))
     if p.suffix in {'.c', '.cc', '.cu'} and not any(n in listed for n in names):
         err(p, 1, 'in no meson.build: dead file')
 print('\n'.join(errors) or f'{len(sources)} files are tidy')

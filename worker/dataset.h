@@ -58,6 +58,8 @@ struct dataset {
     int64_t n_dropped;
     int64_t n_rows[LIMIT_SOURCES];   /* rows read per training source                */
     int64_t n_usable[LIMIT_SOURCES]; /* usable rows per training source, before `samples` */
+    int64_t n_eval_rows[LIMIT_SOURCES], n_eval_usable[LIMIT_SOURCES]; /* of spec->eval  */
+    enum spec_format train_format[LIMIT_SOURCES], eval_format[LIMIT_SOURCES]; /* as told */
     int64_t n_cut;                   /* replies cut, over train and eval             */
     int32_t longest;                 /* tokens of the longest pair (prompt once)     */
     uint8_t digest[32];              /* sha256 of all ids: ranks must agree          */

@@ -43,6 +43,7 @@ struct link {
     pthread_t thread;
     bool started, signals;
     atomic_uint flags;
+    atomic_llong beat_ms;
 
     pthread_mutex_t mutex;
     pthread_cond_t changed;
@@ -213,7 +214,7 @@ static void *link_main(void *arg)
         pthread_mutex_unlock(&l->mutex);
         if (beat) {
             link_beat(l);
-            due = now_ms() + LINK_BEAT_MS;
+            due = now_ms() + atomic_load(&l->beat_ms);
         }
         if (v[0].revents && !link_listen(l)) {
             link_lost(l);
@@ -237,6 +238,7 @@ int link_open(int fd, struct link **ret)
     }
     l->fd = fd;
     l->wake = -1;
+    atomic_store(&l->beat_ms, LINK_BEAT_MS);
     pthread_mutex_init(&l->mutex, NULL);
     pthread_condattr_init(&attr);
     pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
@@ -286,6 +288,17 @@ void link_close(struct link *l)
     pthread_cond_destroy(&l->changed);
     pthread_mutex_destroy(&l->mutex);
     free(l);
+}
+
+void link_beat_every(struct link *l, int64_t ms)
+{
+    atomic_store(&l->beat_ms, ms);
+    if (l->fd < 0)
+        return;
+    pthread_mutex_lock(&l->mutex);
+    l->beat_now = true;
+    pthread_mutex_unlock(&l->mutex);
+    wake(l->wake);
 }
 
 static void on_signal(int number)

@@ -25,6 +25,7 @@ enum {                      /* what a rank has been told so far, by directive or
  * and SIGUSR2 become LINK_STOP once link_signals() was called. */
 int link_open(int fd, struct link **ret);
 void link_close(struct link *l);
+void link_beat_every(struct link *l, int64_t ms); /* instead of 5 s (tests) */
 void link_signals(struct link *l);
 
 /* What was asked for and not yet taken. Cheap; any thread. */

@@ -50,31 +50,66 @@ static int agree_on_data(struct trainer *t, struct err *err)
     return 0;
 }
 
-int trainer_open(struct trainer *t, const struct trainer_opts *o, struct err *err)
+static int read_data(struct trainer *t, struct err *err)
 {
     struct tokenizer *tok = NULL;
+    int r = tokenizer_open(t->spec->model_dir, &tok, err);
+
+    if (r == 0)
+        r = dataset_open(t->spec, tok, (int32_t)t->model->config.vocab, &t->own_data, err);
+    tokenizer_close(tok);
+    t->data = t->own_data;
+    return r;
+}
+
+int trainer_open(struct trainer *t, const struct trainer_opts *o, struct err *err)
+{
     int r;
 
-    *t = (struct trainer){.spec = o->spec, .coll = o->coll};
+    *t = (struct trainer){.spec = o->spec, .coll = o->coll, .data = o->data};
     t->rank = o->coll != NULL ? coll_rank(o->coll) : 0;
     t->ranks = o->coll != NULL ? coll_ranks(o->coll) : 1;
     r = open_backend(t, o, err);
-    if (r < 0)
-        return r;
-    r = model_open(o->spec->model_dir, &t->model, err);
-    if (r < 0)
-        return r;
-    r = tokenizer_open(o->spec->model_dir, &tok, err);
-    if (r < 0)
-        return r;
-    r = dataset_open(o->spec, tok, (int32_t)t->model->config.vocab, &t->data, err);
-    tokenizer_close(tok);
-    if (r < 0)
-        return r;
-    r = agree_on_data(t, err);
-    if (r < 0)
-        return r;
-    return lora_new(t->ops, t->ctx, t->model, o->spec, &t->adapter, err);
+    if (r == 0)
+        r = model_open(o->spec->model_dir, &t->model, err);
+    if (r == 0 && t->data == NULL)
+        r = read_data(t, err);
+    if (r == 0)
+        r = agree_on_data(t, err);
+    if (r == 0)
+        r = lora_new(t->ops, t->ctx, t->model, o->spec, &t->adapter, err);
+    return r;
+}
+
+static struct engine_opts engine_sizes(const struct spec *spec, const struct kn_ops *ops,
+                                       const struct plan *p)
+{
+    return (struct engine_opts){
+        .ops = ops,
+        .spec = spec,
+        .max_tokens = p->max_tokens,
+        .max_head = p->max_head,
+        .max_seqs = p->max_seqs,
+        .max_positions = p->max_positions,
+    };
+}
+
+int trainer_bytes(const struct spec *spec, const struct kn_ops *ops,
+                  const struct model_config *config, const struct plan *plan, int64_t n,
+                  size_t *ret)
+{
+    const struct engine_opts eo = engine_sizes(spec, ops, plan);
+    struct engine_plan e;
+    const int r = engine_plan_bytes(&eo, config, &e);
+    /* p, g, m, v on the device; the gradient and p, m, v on the host */
+    const size_t adapter = ((size_t)(spec->devices > 1) + 7) * (size_t)n * sizeof(float);
+    /* log-probs and statistics, coefficients and hits of a micro-batch; reference rows */
+    const size_t rows = 6 * (size_t)plan->max_head * sizeof(float);
+    const size_t data = (size_t)(plan->train_tokens + plan->eval_tokens) * 2 * sizeof(float);
+
+    if (r == 0)
+        *ret = e.total + adapter + rows + data;
+    return r;
 }
 
 static int open_buffers(struct trainer *t)
@@ -106,16 +141,9 @@ int trainer_plan(struct trainer *t, int64_t frozen_budget, struct err *err)
 
     if (r < 0)
         return r;
-    const struct engine_opts eo = {
-        .ops = t->ops,
-        .ctx = t->ctx,
-        .model = t->model,
-        .spec = t->spec,
-        .max_tokens = t->plan.max_tokens,
-        .max_head = t->plan.max_head,
-        .max_seqs = t->plan.max_seqs,
-        .max_positions = t->plan.max_positions,
-    };
+    struct engine_opts eo = engine_sizes(t->spec, t->ops, &t->plan);
+    eo.ctx = t->ctx;
+    eo.model = t->model;
     r = engine_open(&eo, &t->engine, err);
     if (r < 0)
         return r;
@@ -137,7 +165,7 @@ void trainer_close(struct trainer *t)
     sampler_fini(&t->sampler);
     engine_close(t->engine);
     lora_free(t->adapter);
-    dataset_close(t->data);
+    dataset_close(t->own_data);
     model_close(t->model);
     if (t->ops != NULL)
         t->ops->close(t->ctx);

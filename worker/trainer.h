@@ -24,7 +24,8 @@ struct trainer {
     struct kn_info info;
     int threads;
     struct model *model;
-    struct dataset *data;
+    const struct dataset *data;
+    struct dataset *own_data; /* data, when trainer_open read it                     */
     struct adapter *adapter;
     struct engine *engine; /* NULL until trainer_plan */
     struct plan plan;
@@ -42,7 +43,8 @@ struct trainer_opts {
     const struct spec *spec;
     const char *backend;
     int threads;
-    struct coll *coll;
+    struct coll *coll;          /* NULL: one rank                                    */
+    const struct dataset *data; /* read already, borrowed; NULL: read the spec's     */
 };
 
 /* Opens the backend, the model, the data set (equal on every rank, or an error) and
@@ -55,6 +57,12 @@ void trainer_close(struct trainer *t);
 /* p, m, v of the adapter (3 * adapter->n floats) to and from the host. */
 int trainer_state_get(const struct trainer *t, float *pmv, struct err *err);
 int trainer_state_set(struct trainer *t, const float *pmv, struct err *err);
+
+/* What one rank's process will take beyond the program itself, by arithmetic alone:
+ * engine, adapter of n parameters and its copies, buffers of a step. */
+int trainer_bytes(const struct spec *spec, const struct kn_ops *ops,
+                  const struct model_config *config, const struct plan *plan, int64_t n,
+                  size_t *ret);
 
 /* True when a training pass draws dropout masks. */
 bool trainer_dropout(const struct spec *spec);

@@ -44,7 +44,7 @@ __device__ __forceinline__ void named_barrier_sync(int id, int n)
     asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(n) : "memory");
 }
 #endif
-typedef __nv_bfloat16 bf16;
+typedef __nv_bfloat16 bf16_t; /* bf16 is the host-side struct of dtype.h */
 // Every polling loop calls this; in the simulator it lets the thread that is waited for run.
 __device__ __forceinline__ void spin_pause()
 {

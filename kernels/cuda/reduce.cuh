@@ -6,7 +6,7 @@ __device__ __forceinline__ float tof(float x)
 {
     return x;
 }
-__device__ __forceinline__ float tof(bf16 x)
+__device__ __forceinline__ float tof(bf16_t x)
 {
     return __bfloat162float(x);
 }
@@ -15,7 +15,7 @@ template <> __device__ __forceinline__ float fromf<float>(float x)
 {
     return x;
 }
-template <> __device__ __forceinline__ bf16 fromf<bf16>(float x)
+template <> __device__ __forceinline__ bf16_t fromf<bf16_t>(float x)
 {
     return __float2bfloat16_rn(x);
 }

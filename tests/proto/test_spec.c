@@ -486,7 +486,7 @@ static void test_anchors(void **state)
         char line[128];
         (void)snprintf(line, sizeof line, "%c: &%c [*%c,*%c,*%c,*%c,*%c,*%c,*%c,*%c,*%c]\n", c, c,
                        c - 1, c - 1, c - 1, c - 1, c - 1, c - 1, c - 1, c - 1, c - 1);
-        strcat(bomb, line);
+        (void)snprintf(bomb + strlen(bomb), sizeof bomb - strlen(bomb), "%s", line);
     }
     x = read_text(bomb, NULL);
     assert_int_equal(x.r, -EINVAL);

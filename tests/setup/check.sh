@@ -14,9 +14,9 @@ suite() { # name, folder, meson test options
 }
 
 tests/setup/build.sh "$build" || exit 1
-CC=gcc CXX=g++ tests/setup/build.sh "$build-asan" -Db_sanitize=address,undefined -Db_lundef=false ||
+CC=gcc CXX=g++ tests/setup/build.sh "$build-asan" -Db_sanitize=address,undefined -Db_lundef=false -Dgpu=disabled ||
   exit 1
-CC=clang CXX=clang++ tests/setup/build.sh "$build-fuzz" -Dfuzz=true -Db_lundef=false -Dwerror=false || exit 1
+CC=clang CXX=clang++ tests/setup/build.sh "$build-fuzz" -Dfuzz=true -Db_lundef=false -Dwerror=false -Dgpu=disabled || exit 1
 echo "built in $((SECONDS - start)) s"
 
 suite "plain" "$build"

@@ -21,6 +21,8 @@ struct rig_opts {
     int threads;
     bool bf16, nf4;
     double dropout;
+    int r; /* 0: 4 */
+    enum spec_dtype dtype;
     const char *only; /* one target module; NULL: all linears */
     int64_t max_tokens;
 };
@@ -34,8 +36,9 @@ static inline bool rig_open(struct rig *g, const struct rig_opts *o)
                                  .compute = o->bf16 ? KN_BF16 : KN_F32};
 
     *g = (struct rig){0};
-    g->spec = (struct spec){.lora_r = 4,
-                            .lora_alpha = 8,
+    g->spec = (struct spec){.lora_r = o->r ? o->r : 4,
+                            .lora_alpha = 2 * (o->r ? o->r : 4),
+                            .dtype = o->dtype,
                             .lora_all_linear = !o->only,
                             .lora_dropout = o->dropout,
                             .bf16 = o->bf16,

@@ -1,0 +1,114 @@
+/* cuda.cuh - what the files of the CUDA backend share.
+ *
+ * One context: one device, one stream, one cuBLASLt handle. Every operation
+ * checks its arguments (check.h), launches on the stream and returns; a failure
+ * of the device is sticky and comes out of cuda_sync. The same sources are the
+ * `sim` backend when built over ../sim. */
+#ifndef KERNELS_CUDA_CUDA_CUH
+#define KERNELS_CUDA_CUDA_CUH
+
+#include "gpu.h"
+
+#include <cublasLt.h>
+
+#include "../check.h"
+#include "../kernels.h"
+#include "reduce.cuh"
+
+/* Extension columns behind K (and rows behind N): LoRA's R, padded to KN_LD. */
+static inline int64_t cuda_round(int64_t n)
+{
+    return (n + KN_LD - 1) / KN_LD * KN_LD;
+}
+
+struct cuda_buffer { /* grows, never shrinks; freed with the context */
+    void *p;
+    size_t bytes;
+};
+
+struct kn_ctx {
+    int device;
+    cudaStream_t stream;
+    cublasLtHandle_t lt;
+    enum kn_dtype compute;
+    cuda_buffer workspace; /* cuBLASLt's                                           */
+    cuda_buffer partial;   /* of reductions in two steps                           */
+    cuda_buffer x_ext;     /* [x | S] when x itself has no room behind K           */
+    cuda_buffer dy_ext;    /* [dy | dS] likewise                                   */
+    cuda_buffer grad;      /* dA and dB of one call before they are added          */
+};
+
+/* A frozen matrix ready for products: rows [0, n) hold [W | B], rows [n, n + ext)
+ * hold A, in the compute dtype, ld = k_pad + ext_cap. The extension belongs to
+ * the call in flight, not to the matrix: it is written before each use. */
+struct kn_weight {
+    int64_t n, k, ld;
+    int64_t part_n[KN_PARTS_MAX];
+    int n_parts;
+    int64_t ext; /* columns and rows there are for the extension                   */
+    enum kn_dtype compute;
+    bool no_backward;
+    void *p;
+};
+
+int cuda_error(cudaError_t e);
+int cuda_launched(void); /* of the launches since the last call */
+int cuda_reserve(cuda_buffer *b, size_t bytes);
+
+static inline size_t cuda_size(enum kn_dtype t)
+{
+    return t == KN_F32 ? 4 : 2;
+}
+
+/* One product in row-major terms: d (m, n) = alpha * a (m, k) op(b) + beta * c, with
+ * op(b) = b^T for b (n, k) when b_rows_are_n, else b (k, n). a^T when a_is_k_m:
+ * a is (k, m). c may be d or another matrix of d's shape and dtype. */
+struct cuda_gemm {
+    int64_t m, n, k;
+    const void *a;
+    int64_t lda;
+    bool a_is_k_m;
+    const void *b;
+    int64_t ldb;
+    bool b_rows_are_n;
+    enum kn_dtype ab;
+    const void *c;
+    int64_t ldc;
+    void *d;
+    int64_t ldd;
+    enum kn_dtype cd;
+    float alpha, beta;
+};
+int cuda_gemm_run(kn_ctx *ctx, const cuda_gemm *g);
+
+extern "C" {
+int cuda_open(const kn_open *o, kn_ctx **ret_ctx);
+void cuda_close(kn_ctx *ctx);
+int cuda_info(kn_ctx *ctx, kn_info *ret_info);
+int cuda_alloc(kn_ctx *ctx, size_t bytes, void **ret_ptr);
+void cuda_free(kn_ctx *ctx, void *ptr);
+int cuda_copy(kn_ctx *ctx, void *dst, const void *src, size_t bytes, kn_dir dir);
+int cuda_zero(kn_ctx *ctx, void *dst, size_t bytes);
+int cuda_sync(kn_ctx *ctx);
+int cuda_weight_open(kn_ctx *ctx, const kn_weight_desc *d, kn_weight **ret);
+void cuda_weight_close(kn_ctx *ctx, kn_weight *w);
+size_t cuda_weight_bytes(const kn_weight_desc *d, kn_dtype compute);
+int cuda_quantize4(const kn_quantize4 *a);
+int cuda_dequantize4(const kn_dequantize4 *a);
+int cuda_linear_fwd(kn_ctx *ctx, const kn_linear_fwd *a);
+int cuda_linear_bwd(kn_ctx *ctx, const kn_linear_bwd *a);
+int cuda_embed(kn_ctx *ctx, const kn_embed *a);
+int cuda_rmsnorm_fwd(kn_ctx *ctx, const kn_rmsnorm_fwd *a);
+int cuda_rmsnorm_bwd(kn_ctx *ctx, const kn_rmsnorm_bwd *a);
+int cuda_rope(kn_ctx *ctx, const kn_rope *a);
+int cuda_attn_fwd(kn_ctx *ctx, const kn_attn_fwd *a);
+int cuda_attn_bwd(kn_ctx *ctx, const kn_attn_bwd *a);
+int cuda_swiglu_fwd(kn_ctx *ctx, const kn_swiglu_fwd *a);
+int cuda_swiglu_bwd(kn_ctx *ctx, const kn_swiglu_bwd *a);
+int cuda_gather(kn_ctx *ctx, const kn_gather *a);
+int cuda_logprob(kn_ctx *ctx, const kn_logprob *a);
+int cuda_grad_sweep(kn_ctx *ctx, const kn_grad_sweep *a);
+int cuda_adamw(kn_ctx *ctx, const kn_adamw *a);
+}
+
+#endif

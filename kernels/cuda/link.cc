@@ -1,0 +1,1 @@
+/* link.cc - makes the C++ linker put the CUDA objects into one module. */

@@ -1,0 +1,189 @@
+/* table.cu - the CUDA backend's context, memory and table. */
+#include "cuda.cuh"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { WORKSPACE_BYTES = 64 << 20 };
+
+int cuda_error(cudaError_t e)
+{
+    if (e == cudaSuccess)
+        return 0;
+    return e == cudaErrorMemoryAllocation ? -ENOMEM : -EIO;
+}
+
+int cuda_launched(void)
+{
+    return cuda_error(cudaGetLastError());
+}
+
+int cuda_reserve(cuda_buffer *b, size_t bytes)
+{
+    if (bytes <= b->bytes)
+        return 0;
+    cudaFree(b->p); /* waits for what still uses it */
+    b->p = NULL;
+    b->bytes = 0;
+    if (cudaMalloc(&b->p, bytes) != cudaSuccess) {
+        (void)cudaGetLastError();
+        return -ENOMEM;
+    }
+    b->bytes = bytes;
+    return 0;
+}
+
+int cuda_open(const kn_open *o, kn_ctx **ret_ctx)
+{
+    int devices = 0;
+    kn_ctx *ctx;
+
+    if (kn_check_open(o))
+        return -EINVAL;
+    /* Without a driver every error means: no GPU. */
+    if (cudaGetDeviceCount(&devices) != cudaSuccess || o->device >= devices)
+        return -ENOTSUP;
+    if (cudaSetDevice(o->device) != cudaSuccess)
+        return -EIO;
+    ctx = (kn_ctx *)calloc(1, sizeof *ctx);
+    if (!ctx)
+        return -ENOMEM;
+    ctx->device = o->device;
+    ctx->compute = o->compute;
+    if (cudaStreamCreateWithFlags(&ctx->stream, cudaStreamNonBlocking) != cudaSuccess ||
+        cublasLtCreate(&ctx->lt) != CUBLAS_STATUS_SUCCESS) {
+        cuda_close(ctx);
+        return -EIO;
+    }
+    if (cuda_reserve(&ctx->workspace, WORKSPACE_BYTES)) {
+        cuda_close(ctx);
+        return -ENOMEM;
+    }
+    *ret_ctx = ctx;
+    return 0;
+}
+
+void cuda_close(kn_ctx *ctx)
+{
+    if (!ctx)
+        return;
+    if (ctx->stream)
+        cudaStreamSynchronize(ctx->stream);
+    cudaFree(ctx->workspace.p);
+    cudaFree(ctx->partial.p);
+    cudaFree(ctx->x_ext.p);
+    cudaFree(ctx->dy_ext.p);
+    cudaFree(ctx->grad.p);
+    if (ctx->lt)
+        cublasLtDestroy(ctx->lt);
+    if (ctx->stream)
+        cudaStreamDestroy(ctx->stream);
+    free(ctx);
+}
+
+int cuda_info(kn_ctx *ctx, kn_info *ret_info)
+{
+    cudaDeviceProp p;
+    int r;
+
+    memset(ret_info, 0, sizeof *ret_info);
+    r = cuda_error(cudaGetDeviceProperties(&p, ctx->device));
+    if (r)
+        return r;
+    snprintf(ret_info->device, sizeof ret_info->device, "%.90s", p.name);
+    snprintf(ret_info->isa, sizeof ret_info->isa, "sm_%d%d", p.major, p.minor);
+    return cuda_error(cudaMemGetInfo(&ret_info->mem_free, &ret_info->mem_total));
+}
+
+int cuda_alloc(kn_ctx *ctx, size_t bytes, void **ret_ptr)
+{
+    void *p;
+
+    if (bytes > (size_t)PTRDIFF_MAX - 256)
+        return -ENOMEM;
+    if (cudaMalloc(&p, bytes ? bytes : 256) != cudaSuccess) {
+        (void)cudaGetLastError();
+        return -ENOMEM;
+    }
+    if (cudaMemsetAsync(p, 0, bytes ? bytes : 256, ctx->stream) != cudaSuccess) {
+        cudaFree(p);
+        return -EIO;
+    }
+    *ret_ptr = p;
+    return 0;
+}
+
+void cuda_free(kn_ctx *ctx, void *ptr)
+{
+    (void)ctx;
+    cudaFree(ptr);
+}
+
+int cuda_copy(kn_ctx *ctx, void *dst, const void *src, size_t bytes, kn_dir dir)
+{
+    static const cudaMemcpyKind kinds[] = {cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost,
+                                           cudaMemcpyDeviceToDevice};
+    int r;
+
+    if (dir != KN_TO_DEVICE && dir != KN_TO_HOST && dir != KN_ON_DEVICE)
+        return -EINVAL;
+    if (bytes == 0)
+        return 0;
+    r = cuda_error(cudaMemcpyAsync(dst, src, bytes, kinds[dir], ctx->stream));
+    /* The host's buffer may be reused or read as soon as this returns. */
+    if (!r && dir != KN_ON_DEVICE)
+        r = cuda_error(cudaStreamSynchronize(ctx->stream));
+    return r;
+}
+
+int cuda_zero(kn_ctx *ctx, void *dst, size_t bytes)
+{
+    return bytes ? cuda_error(cudaMemsetAsync(dst, 0, bytes, ctx->stream)) : 0;
+}
+
+int cuda_sync(kn_ctx *ctx)
+{
+    return cuda_error(cudaStreamSynchronize(ctx->stream));
+}
+
+extern "C" __attribute__((visibility("default"))) const kn_ops *kn_table(int abi);
+
+extern "C" const kn_ops *kn_table(int abi)
+{
+    static kn_ops ops;
+
+#ifdef CUSIM
+    ops.name = "sim";
+#else
+    ops.name = "cuda";
+#endif
+    ops.open = cuda_open;
+    ops.close = cuda_close;
+    ops.info = cuda_info;
+    ops.alloc = cuda_alloc;
+    ops.free = cuda_free;
+    ops.copy = cuda_copy;
+    ops.zero = cuda_zero;
+    ops.sync = cuda_sync;
+    ops.weight_open = cuda_weight_open;
+    ops.weight_close = cuda_weight_close;
+    ops.weight_bytes = cuda_weight_bytes;
+    ops.quantize4 = cuda_quantize4;
+    ops.dequantize4 = cuda_dequantize4;
+    ops.linear_fwd = cuda_linear_fwd;
+    ops.linear_bwd = cuda_linear_bwd;
+    ops.embed = cuda_embed;
+    ops.rmsnorm_fwd = cuda_rmsnorm_fwd;
+    ops.rmsnorm_bwd = cuda_rmsnorm_bwd;
+    ops.rope = cuda_rope;
+    ops.attn_fwd = cuda_attn_fwd;
+    ops.attn_bwd = cuda_attn_bwd;
+    ops.swiglu_fwd = cuda_swiglu_fwd;
+    ops.swiglu_bwd = cuda_swiglu_bwd;
+    ops.gather = cuda_gather;
+    ops.logprob = cuda_logprob;
+    ops.grad_sweep = cuda_grad_sweep;
+    ops.adamw = cuda_adamw;
+    return abi == KN_ABI ? &ops : NULL;
+}

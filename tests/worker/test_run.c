@@ -1,0 +1,474 @@
+/* test_run.c - whole runs on a tiny model: what they leave, and that a run stopped or
+ * killed and resumed ends with the bytes of one that was not. */
+#include "tests/support/test.h"
+
+#include <errno.h>
+#include <jansson.h>
+#include <math.h>
+#include <pthread.h>
+
+#include "proto/log.h"
+#include "tests/support/temp_dir.h"
+#include "tests/support/test_data.h"
+#include "worker/ckpt_state.h"
+#include "worker/coll.h"
+#include "worker/link.h"
+#include "worker/metrics.h"
+#include "worker/publish.h"
+#include "worker/run.h"
+#include "worker/spool.h"
+#include "worker/try.h"
+
+static const char *backend = "cpu";
+
+/* ---- jobs ---- */
+
+struct job {
+    struct temp_dir dir;
+    struct spec *spec;
+    char *resolved, *user;
+    uint32_t ranks;
+};
+
+/* more: further keys, "\"k\": v, " each. */
+static void job_make(struct job *j, const char *method, uint32_t ranks, const char *more)
+{
+    char text[4096];
+    struct spec_problems problems = {0};
+    struct err err = {""};
+
+    temp_dir_make(&j->dir);
+    snprintf(text, sizeof text,
+             "{\"name\": \"t\", \"method\": \"%s\", \"model_name_or_path\": \"%s\", %s"
+             "\"train\": [{\"path\": \"%s\", \"format\": \"hh-rlhf\", \"samples\": 40, "
+             "\"template\": \"vicuna\"}], \"eval\": {\"split_from_train\": 8}, "
+             "\"eval_steps\": 4, \"lora_r\": 4, \"lora_alpha\": 8, \"learning_rate\": 1e-3, "
+             "\"lora_target_modules\": \"all-linear\", "
+             "\"max_steps\": 9, \"train_batch_size\": 6, \"max_length\": 128, \"save_steps\": 3, "
+             "\"logging_steps\": 2, \"devices\": %u, \"device_type\": \"cpu\", "
+             "\"output_dir\": \"%s\"}",
+             method, test_data_path("tiny64"), more, test_data_path("demo/preference.jsonl.gz"),
+             ranks, j->dir.path);
+    if (spec_read(text, strlen(text), &(struct spec_options){.file = "t.json", .base_dir = "/tmp"},
+                  &j->spec, &j->user, &j->resolved, &problems) < 0)
+        fail_msg("%s", problems.v[0].text);
+    spec_problems_free(&problems);
+    if (spec_place(j->spec, "local", &err) < 0)
+        fail_msg("%s", err.text);
+    j->ranks = ranks;
+}
+
+static void job_free(struct job *j)
+{
+    temp_dir_remove(&j->dir);
+    spec_free(j->spec);
+    free(j->user);
+    free(j->resolved);
+}
+
+static const char *in(const struct job *j, const char *name)
+{
+    return temp_dir_path(&j->dir, name);
+}
+
+static bool is_there(const struct job *j, const char *name)
+{
+    struct stat st;
+    return stat(in(j, name), &st) == 0;
+}
+
+struct member {
+    const struct job *j;
+    uint32_t attempt, rank;
+    void *local;
+    unsigned told;
+    int code;
+    struct err err;
+};
+
+static void *rank_main(void *arg)
+{
+    struct member *m = arg;
+    struct coll_opts co = {.backend = "local",
+                           .rank = m->rank,
+                           .ranks = m->j->ranks,
+                           .local = m->local,
+                           .timeout_ms = 60000};
+    struct coll *c = NULL;
+    struct link *l = NULL;
+    int fds[2] = {-1, -1};
+
+    m->code = -1;
+    if (coll_open(&co, &c, &m->err) < 0 || link_pair(fds) < 0)
+        return NULL;
+    if (link_open(fds[0], &l) < 0 || (m->told != 0 && link_send_flags(fds[1], m->told) < 0))
+        return NULL;
+    while (m->told != 0 && link_flags(l) == 0)
+        sched_yield(); /* until the link's thread has heard it */
+    m->code = run_train(&(struct run_opts){.spec = m->j->spec,
+                                           .resolved_json = m->j->resolved,
+                                           .user_json = m->j->user,
+                                           .attempt = m->attempt,
+                                           .rank = m->rank,
+                                           .ranks = m->j->ranks,
+                                           .backend = backend,
+                                           .threads = 1,
+                                           .coll = c,
+                                           .link = l},
+                        &m->err);
+    coll_close(c);
+    link_close(l);
+    close(fds[1]);
+    return NULL;
+}
+
+/* Runs an attempt; told (LINK_*) is said to the last rank before its first step.
+ * Returns the code of rank 0; *ret_err is its sentence. */
+static int attempt(const struct job *j, uint32_t n, unsigned told, struct err *ret_err)
+{
+    struct member m[LIMIT_RANKS] = {0};
+    pthread_t th[LIMIT_RANKS];
+    char name[64];
+    void *local = coll_local_new(j->ranks);
+
+    (void)mkdir(in(j, "attempts"), 0700);
+    snprintf(name, sizeof name, "attempts/%u", n);
+    (void)mkdir(in(j, name), 0700);
+    for (uint32_t r = 0; r < j->ranks; r++) {
+        m[r] = (struct member){
+            .j = j, .attempt = n, .rank = r, .local = local, .told = r == j->ranks - 1 ? told : 0};
+        assert_int_equal(pthread_create(&th[r], NULL, rank_main, &m[r]), 0);
+    }
+    for (uint32_t r = 0; r < j->ranks; r++)
+        pthread_join(th[r], NULL);
+    coll_local_free(local);
+    *ret_err = m[0].err;
+    return m[0].code;
+}
+
+static void attempt_ends(const struct job *j, uint32_t n, unsigned told, int code)
+{
+    struct err err;
+    const int got = attempt(j, n, told, &err);
+
+    if (got != code)
+        fail_msg("attempt %u ended with %d, not %d: %s", n, got, code, err.text);
+}
+
+/* ---- what a run left ---- */
+
+static void same_file(const struct job *a, const struct job *b, const char *name)
+{
+    size_t na, nb;
+    char *x = test_data_read(in(a, name), &na), *y = test_data_read(in(b, name), &nb);
+
+    assert_non_null(x);
+    assert_non_null(y);
+    assert_int_equal(na, nb);
+    assert_memory_equal(x, y, na);
+    free(x);
+    free(y);
+}
+
+static struct spool_row *rows_of(const struct job *j, int *ret_n)
+{
+    size_t bytes;
+    char *text = test_data_read(in(j, "metrics.jsonl"), &bytes);
+    struct spool_row *v = calloc(64, sizeof *v);
+    int n = 0;
+
+    assert_non_null(text);
+    for (char *line = text, *end; (end = strchr(line, '\n')) != NULL; line = end + 1) {
+        assert_true(n < 64);
+        assert_int_equal(spool_parse(line, (size_t)(end - line), &v[n]), 0);
+        n++;
+    }
+    free(text);
+    *ret_n = n;
+    return v;
+}
+
+/* Equal except timings and attempt numbers. */
+static void same_rows(const struct job *a, const struct job *b)
+{
+    int na, nb;
+    struct spool_row *x = rows_of(a, &na), *y = rows_of(b, &nb);
+
+    assert_int_equal(na, nb);
+    for (int i = 0; i < na; i++) {
+        assert_int_equal(x[i].kind, y[i].kind);
+        assert_int_equal(x[i].global_step, y[i].global_step);
+        assert_int_equal(x[i].n_values, y[i].n_values);
+        for (int k = 0; k < x[i].n_values; k++) {
+            assert_string_equal(x[i].values[k].name, y[i].values[k].name);
+            if (!metrics_is_timing(x[i].values[k].name) &&
+                x[i].values[k].value != y[i].values[k].value)
+                fail_msg("step %lld: %s is %.17g and %.17g", (long long)x[i].global_step,
+                         x[i].values[k].name, x[i].values[k].value, y[i].values[k].value);
+        }
+    }
+    free(x);
+    free(y);
+}
+
+static void same_run(const struct job *a, const struct job *b)
+{
+    same_file(a, b, "adapter_model.safetensors");
+    same_file(a, b, "adapter_config.json");
+    same_file(a, b, "checkpoint-9/state.safetensors");
+    same_file(a, b, "selected.jsonl");
+    same_rows(a, b);
+}
+
+/* ---- tests ---- */
+
+static void leaves_what_a_person_needs(void **state)
+{
+    static const char *const files[] = {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "metrics.jsonl",
+        "trainer_state.json",
+        "spec.yaml",
+        "spec.resolved.json",
+        "dropped.jsonl",
+        "selected.jsonl",
+        "log.txt",
+        "checkpoint-3/adapter_model.safetensors",
+        "checkpoint-6/state.json",
+        "checkpoint-9/trainer_state.json",
+        "attempts/1/metrics.jsonl",
+    };
+    struct job j;
+    struct spool_row *v;
+    int n, trains = 0, evals = 0;
+    int64_t step = 0;
+    json_t *o;
+
+    (void)state;
+    job_make(&j, "dpo", 1, "");
+    assert_false(publish_finished(j.dir.path, &step));
+    attempt_ends(&j, 1, 0, RUN_EXIT_DONE);
+    for (size_t i = 0; i < ARRAY_LEN(files); i++)
+        if (!is_there(&j, files[i]))
+            fail_msg("%s is not there", files[i]);
+    assert_true(publish_finished(j.dir.path, &step));
+    assert_int_equal(step, 9);
+
+    v = rows_of(&j, &n);
+    for (int i = 0; i < n; i++) {
+        trains += v[i].kind == SPOOL_TRAIN;
+        evals += v[i].kind == SPOOL_EVAL;
+    }
+    assert_int_equal(trains, 5); /* 2 4 6 8 and the last */
+    assert_int_equal(evals, 3);  /* 4 8 and the last     */
+    assert_int_equal(v[n - 1].kind, SPOOL_SUMMARY);
+    assert_true(metrics_get(&v[0], "loss") > 0.6 && metrics_get(&v[0], "loss") < 0.75);
+    free(v);
+
+    o = json_load_file(in(&j, "trainer_state.json"), 0, NULL);
+    assert_int_equal(json_integer_value(json_object_get(o, "global_step")), 9);
+    assert_int_equal(json_array_size(json_object_get(o, "log_history")), n);
+    json_decref(o);
+    o = json_load_file(in(&j, "spec.yaml"), 0, NULL);
+    assert_string_equal(json_string_value(json_object_get(o, "name")), "t");
+    json_decref(o);
+    job_free(&j);
+}
+
+/* After attempt 1 as a whole, everything later than step `at` is taken away, as if it had
+ * been killed there; rows written after the checkpoint stay, as they would. */
+static void cut_back(const struct job *j, int64_t at)
+{
+    for (int64_t s = at + 1; s <= 9; s++) {
+        char name[64];
+        snprintf(name, sizeof name, "attempts/1/checkpoint-%lld", (long long)s);
+        assert_int_equal(rundir_remove(AT_FDCWD, in(j, name)), 0);
+    }
+}
+
+static void resumed_equals_undisturbed(const char *method, uint32_t ranks, const char *more)
+{
+    struct job a, b;
+
+    job_make(&a, method, ranks, more);
+    attempt_ends(&a, 1, 0, RUN_EXIT_DONE);
+
+    job_make(&b, method, ranks, more); /* killed after step 7's row: 6 is the newest */
+    attempt_ends(&b, 1, 0, RUN_EXIT_DONE);
+    cut_back(&b, 6);
+    attempt_ends(&b, 2, 0, RUN_EXIT_DONE);
+    same_run(&a, &b);
+    job_free(&b);
+
+    job_make(&b, method, ranks, more); /* told to stop; window of logging_steps half full */
+    attempt_ends(&b, 1, LINK_STOP, RUN_EXIT_STOPPED);
+    assert_true(is_there(&b, "checkpoint-1/state.json"));
+    assert_true(is_there(&b, "adapter_model.safetensors"));
+    attempt_ends(&b, 2, LINK_CHECKPOINT, RUN_EXIT_DONE);
+    assert_true(is_there(&b, "attempts/2/checkpoint-2/state.json"));
+    same_run(&a, &b);
+    job_free(&b);
+    job_free(&a);
+}
+
+static void resume_dpo(void **state)
+{
+    (void)state;
+    resumed_equals_undisturbed("dpo", 1, "");
+}
+
+static void resume_qlora_sft_dropout(void **state)
+{
+    (void)state;
+    resumed_equals_undisturbed("sft", 1, "\"load_in_4bit\": true, \"lora_dropout\": 0.1, ");
+}
+
+static void resume_two_ranks(void **state)
+{
+    (void)state;
+    resumed_equals_undisturbed("dpo", 2, "");
+}
+
+/* A finished run told to go on: more steps, one history, nothing trained twice. */
+static void finished_run_ends_at_once(void **state)
+{
+    struct job j;
+    int n, m;
+    struct spool_row *v, *w;
+
+    (void)state;
+    job_make(&j, "sft", 1, "");
+    attempt_ends(&j, 1, 0, RUN_EXIT_DONE);
+    v = rows_of(&j, &n);
+    attempt_ends(&j, 2, 0, RUN_EXIT_DONE);
+    w = rows_of(&j, &m);
+    assert_int_equal(n, m);
+    free(v);
+    free(w);
+    job_free(&j);
+}
+
+static void damaged_checkpoint_is_passed_over(void **state)
+{
+    struct job a, b;
+
+    (void)state;
+    job_make(&a, "dpo", 1, "");
+    attempt_ends(&a, 1, 0, RUN_EXIT_DONE);
+    job_make(&b, "dpo", 1, "");
+    attempt_ends(&b, 1, 0, RUN_EXIT_DONE);
+    cut_back(&b, 6);
+    assert_int_equal(truncate(in(&b, "attempts/1/checkpoint-6/state.safetensors"), 1000), 0);
+    attempt_ends(&b, 2, 0, RUN_EXIT_DONE);
+    assert_true(is_there(&b, "attempts/2/checkpoint-6/state.json")); /* trained again from 3 */
+    same_run(&a, &b);
+    job_free(&a);
+    job_free(&b);
+}
+
+static void fenced_attempt_publishes_nothing(void **state)
+{
+    struct job j;
+    struct err err;
+
+    (void)state;
+    job_make(&j, "dpo", 1, "");
+    (void)mkdir(in(&j, "attempts"), 0700);
+    (void)mkdir(in(&j, "attempts/2"), 0700);
+    assert_int_equal(attempt(&j, 1, 0, &err), RUN_EXIT_ERROR);
+    assert_non_null(strstr(err.text, "attempt 2"));
+    assert_false(is_there(&j, "checkpoint-3"));
+    assert_false(is_there(&j, "adapter_model.safetensors"));
+    job_free(&j);
+}
+
+/* A checkpoint that cannot be written is said and passed over; the last one is not. */
+static void failed_checkpoints(void **state)
+{
+    struct job j;
+    struct err err;
+
+    (void)state;
+    job_make(&j, "dpo", 1, "");
+    (void)mkdir(in(&j, "checkpoint-3"), 0700);
+    attempt_ends(&j, 1, 0, RUN_EXIT_DONE);
+    assert_true(is_there(&j, "checkpoint-6/state.json"));
+    job_free(&j);
+
+    job_make(&j, "dpo", 1, "");
+    (void)mkdir(in(&j, "checkpoint-9"), 0700);
+    assert_int_equal(attempt(&j, 1, 0, &err), RUN_EXIT_ERROR);
+    assert_non_null(strstr(err.text, "checkpoint of step 9"));
+    job_free(&j);
+}
+
+static void changed_runs_are_refused(void **state)
+{
+    struct job a, b;
+    struct err err;
+
+    (void)state;
+    job_make(&a, "dpo", 1, "");
+    attempt_ends(&a, 1, 0, RUN_EXIT_DONE);
+    job_make(&b, "dpo", 1, "\"data_seed\": 77, "); /* draws other rows */
+    b.spec->output_dir[0] = 0;
+    free(b.spec->output_dir);
+    b.spec->output_dir = strdup(a.spec->output_dir);
+    (void)mkdir(in(&a, "attempts/2"), 0700);
+    assert_int_equal(attempt(&b, 2, 0, &err), RUN_EXIT_ERROR);
+    assert_non_null(strstr(err.text, "data changed"));
+    job_free(&a);
+    job_free(&b);
+}
+
+static void tries(void **state)
+{
+    struct job j;
+    struct try_result t;
+    struct err err = {""};
+
+    (void)state;
+    job_make(&j, "dpo", 2, "\"lora_dropout\": 0.05, ");
+    if (try_run(j.spec, backend, 1, &t, &err) < 0)
+        fail_msg("%s", err.text);
+    assert_true(t.starts_at_reference);
+    assert_true(t.step0_loss == M_LN2);
+    assert_true(t.checkpoint && t.checkpoint_bytes > 0);
+    assert_true(t.peak_bytes > 0 && t.plan_bytes > 0);
+    assert_true(t.seconds_per_step > 0 && t.total_seconds > t.seconds_per_step);
+    assert_true(isfinite(t.eval_loss));
+    assert_int_equal(t.plan.steps, 9);
+    assert_false(is_there(&j, "attempts")); /* nothing in the run's folder */
+    job_free(&j);
+}
+
+static void quiet(void *arg, enum log_level level, const char *line)
+{
+    (void)arg;
+    (void)level;
+    (void)line;
+}
+
+int main(int argc, char **argv)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(leaves_what_a_person_needs),
+        cmocka_unit_test(resume_dpo),
+        cmocka_unit_test(resume_qlora_sft_dropout),
+        cmocka_unit_test(resume_two_ranks),
+        cmocka_unit_test(finished_run_ends_at_once),
+        cmocka_unit_test(damaged_checkpoint_is_passed_over),
+        cmocka_unit_test(fenced_attempt_publishes_nothing),
+        cmocka_unit_test(failed_checkpoints),
+        cmocka_unit_test(changed_runs_are_refused),
+        cmocka_unit_test(tries),
+    };
+
+    backend = argc > 1 ? argv[1] : "cpu";
+    if (getenv("ALIGND_TEST_LOG") == NULL)
+        log_capture(quiet, NULL);
+    return cmocka_run_group_tests_name("run", tests, NULL, NULL);
+}

@@ -1,0 +1,231 @@
+/* check.c - see check.h. One thing's failure does not hide another's. */
+#include "worker/check.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <jansson.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "proto/spec.h"
+#include "worker/dataset.h"
+#include "worker/folder.h"
+#include "worker/gang.h"
+#include "worker/host.h"
+#include "worker/model.h"
+#include "worker/plan.h"
+#include "worker/run.h"
+#include "worker/tokenizer.h"
+
+struct check {
+    const struct job_args *args;
+    struct job_file *job;
+    json_t *o;
+    bool used_folder; /* a problem is output_dir's                                   */
+    int others;       /* problems besides                                            */
+};
+
+static void problem(struct check *c, const char *text)
+{
+    (void)job_file_problem(c->job, false, text);
+    c->others++;
+}
+
+static void check_devices(struct check *c)
+{
+    const struct spec *s = c->job->spec;
+    char text[256];
+
+    if (s->device_type == SPEC_DEVICE_GPU) {
+        snprintf(text, sizeof text,
+                 "device_type: this build trains on the CPU only; %d GPUs seen, not used; set "
+                 "device_type: cpu",
+                 host_gpus());
+        problem(c, text);
+    } else if (s->device_type == SPEC_DEVICE_AUTO && host_gpus() > 0) {
+        snprintf(text, sizeof text, "this build trains on the CPU only; %d GPUs seen, not used",
+                 host_gpus());
+        (void)job_file_problem(c->job, true, text);
+    }
+}
+
+/* The run that `align-worker run` would continue is no obstacle. */
+static bool same_run(const struct check *c, const char *dir)
+{
+    char path[LIMIT_PATH];
+    struct gang *g = NULL;
+    struct err err;
+    bool same = false;
+    int fd;
+
+    if (snprintf(path, sizeof path, "%s/.gang", dir) >= (int)sizeof path)
+        return false;
+    fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fd < 0)
+        return false;
+    if (gang_read(fd, &g, &err) == 0) {
+        json_t *a = json_loads(g->spec, 0, NULL), *b = json_loads(c->job->resolved, 0, NULL);
+        same = a && b && json_equal(a, b);
+        json_decref(a);
+        json_decref(b);
+    }
+    gang_free(g);
+    close(fd);
+    return same;
+}
+
+/* With {id} in it, the folder gets a name that is new; what is above it counts. */
+static void check_folder(struct check *c)
+{
+    const char *dir = c->job->spec->output_dir;
+    enum folder_kind kind;
+    struct err err;
+    char text[512];
+
+    if (folder_look(dir, &kind, &err) < 0) {
+        problem(c, err.text);
+        return;
+    }
+    if (kind == FOLDER_FREE || c->args->overwrite || same_run(c, dir))
+        return;
+    snprintf(text, sizeof text,
+             "output_dir: %.300s holds %s: put {id} into output_dir, or use --overwrite", dir,
+             kind == FOLDER_RUN ? "another run" : "other files");
+    (void)job_file_problem(c->job, false, text);
+    c->used_folder = true;
+}
+
+static void set_data(struct check *c, const struct dataset *d)
+{
+    const struct spec *s = c->job->spec;
+    int64_t rows = 0, usable = 0, counts[DROP_REASONS] = {0};
+    json_t *dropped = json_object();
+
+    for (int i = 0; i < s->n_train; i++) {
+        rows += d->n_rows[i];
+        usable += d->n_usable[i];
+    }
+    for (int64_t i = 0; i < d->n_dropped; i++)
+        counts[d->dropped[i].reason]++;
+    for (int i = 0; i < DROP_REASONS; i++)
+        if (counts[i] > 0)
+            json_object_set_new(dropped, drop_reason_name((enum drop_reason)i),
+                                json_integer(counts[i]));
+    json_object_set_new(c->o, "rows", json_integer(rows));
+    json_object_set_new(c->o, "usable", json_integer(usable));
+    json_object_set_new(c->o, "dropped", dropped);
+    json_object_set_new(c->o, "cut", json_integer(d->n_cut));
+    json_object_set_new(c->o, "examples", json_integer(d->n_train));
+    json_object_set_new(c->o, "eval_examples", json_integer(d->n_eval));
+    json_object_set_new(c->o, "longest", json_integer(d->longest));
+}
+
+static void set_plan(struct check *c, const struct dataset *d)
+{
+    struct plan plan;
+    struct err err;
+
+    if (plan_make(c->job->spec, d, 0, &plan, &err) < 0) {
+        problem(c, err.text);
+        return;
+    }
+    json_object_set_new(c->o, "steps", json_integer(plan.steps));
+    json_object_set_new(c->o, "epochs", json_real(plan.epochs));
+    json_object_set_new(c->o, "warmup_steps", json_integer(plan.warmup));
+    json_object_set_new(c->o, "token_budget", json_integer(plan.token_budget));
+    json_object_set_new(c->o, "train_tokens", json_integer(plan.train_tokens));
+}
+
+/* Model, then tokenizer, then data: each needs the one before. */
+static void check_inputs(struct check *c)
+{
+    struct model *model = NULL;
+    struct tokenizer *tok = NULL;
+    struct dataset *data = NULL;
+    struct err err;
+    int64_t vocab = 0;
+
+    if (model_open(c->job->spec->model_dir, &model, &err) < 0) {
+        problem(c, err.text);
+    } else {
+        vocab = model->config.vocab;
+        json_object_set_new(c->o, "parameters", json_integer(model_parameters(&model->config)));
+    }
+    model_close(model);
+    if (tokenizer_open(c->job->spec->model_dir, &tok, &err) < 0)
+        problem(c, err.text);
+    if (tok && vocab > 0) {
+        if (dataset_open(c->job->spec, tok, (int32_t)vocab, &data, &err) < 0) {
+            problem(c, err.text);
+        } else {
+            set_data(c, data);
+            set_plan(c, data);
+        }
+    }
+    dataset_close(data);
+    tokenizer_close(tok);
+}
+
+static void set_spec(struct check *c)
+{
+    const struct spec *s = c->job->spec;
+    const int64_t per_device = s->per_device_train_batch_size > 0
+                                   ? s->per_device_train_batch_size
+                                   : (s->train_batch_size + s->devices - 1) / s->devices;
+    const int64_t accumulation =
+        s->gradient_accumulation_steps > 0 ? s->gradient_accumulation_steps : 1;
+
+    json_object_set_new(c->o, "name", json_string(s->name));
+    json_object_set_new(c->o, "method", json_string(s->method == SPEC_DPO ? "dpo" : "sft"));
+    json_object_set_new(c->o, "batch",
+                        json_pack("{s:I,s:I,s:I,s:i}", "total", (json_int_t)s->train_batch_size,
+                                  "per_device", (json_int_t)per_device, "accumulation",
+                                  (json_int_t)accumulation, "devices", s->devices));
+    json_object_set_new(c->o, "learning_rate", json_real(s->learning_rate));
+    json_object_set_new(c->o, "threads_per_device",
+                        json_integer(host_threads(s->threads_per_device, s->devices)));
+    json_object_set_new(c->o, "output_dir", json_string(s->output_dir));
+    json_object_set_new(c->o, "resolved", json_loads(c->job->resolved, 0, NULL));
+    json_object_set_new(c->o, "user", json_loads(c->job->user, 0, NULL));
+}
+
+static char *finish(struct check *c, bool ok)
+{
+    json_t *list = json_array();
+    char *text;
+
+    for (size_t i = 0; i < c->job->problems.n; i++) {
+        const struct spec_problem *p = &c->job->problems.v[i];
+        json_array_append_new(list, json_pack("{s:i,s:b,s:s}", "line", p->line, "warning",
+                                              (int)p->warning, "text", p->text));
+    }
+    json_object_set_new(c->o, "ok", json_boolean(ok));
+    json_object_set_new(c->o, "problems", list);
+    text = json_dumps(c->o, JSON_COMPACT | JSON_REAL_PRECISION(17));
+    json_decref(c->o);
+    return text;
+}
+
+int check_job(const struct job_args *a, struct job_file *job, char **ret_json, struct err *err)
+{
+    struct check c = {.args = a, .job = job, .o = json_object()};
+    const int r = job_file_read(a, job, err);
+
+    if (r < 0 && r != -EINVAL) {
+        (void)job_file_problem(job, false, err->text);
+        *ret_json = finish(&c, false);
+        return RUN_EXIT_USAGE;
+    }
+    if (r == 0) {
+        set_spec(&c);
+        check_devices(&c);
+        check_folder(&c);
+        check_inputs(&c);
+    }
+    *ret_json = finish(&c, r == 0 && c.others == 0 && !c.used_folder);
+    if (r < 0 || c.others > 0)
+        return RUN_EXIT_ERROR;
+    return c.used_folder ? CHECK_USED_FOLDER : RUN_EXIT_DONE;
+}

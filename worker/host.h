@@ -1,0 +1,12 @@
+/* host.h - what of this machine is ours to use. */
+#ifndef WORKER_HOST_H
+#define WORKER_HOST_H
+
+/* Cores by affinity, control group and Slurm (SLURM_CPUS_PER_TASK); at least 1. */
+int host_cores(void);
+/* Threads of one of n ranks; asked > 0 wins. */
+int host_threads(int asked, int n);
+/* GPUs that a driver shows, whether or not this build can use them. */
+int host_gpus(void);
+
+#endif

@@ -1,0 +1,118 @@
+/* rank.c - see rank.h. Everything comes by descriptor: the line and the gang folder. */
+#include "worker/rank.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "proto/log.h"
+#include "proto/spec.h"
+#include "worker/child.h"
+#include "worker/coll.h"
+#include "worker/gang.h"
+#include "worker/host.h"
+#include "worker/link.h"
+#include "worker/run.h"
+
+enum { COLL_TIMEOUT_MS = 30 * 60 * 1000 }; /* service.md 19; hangs are found sooner */
+
+struct rank {
+    uint32_t rank;
+    struct gang *gang;
+    struct spec *spec;
+    struct link *link;
+    struct coll *coll;
+};
+
+/* The resolved spec, in the folder that the daemon gave it. */
+static int read_spec(struct rank *k, struct err *err)
+{
+    const int r = spec_from_resolved(k->gang->spec, strlen(k->gang->spec), &k->spec, err);
+    char *dir;
+
+    if (r < 0)
+        return r;
+    dir = strdup(k->gang->output_dir);
+    if (!dir)
+        return err_set(err, -ENOMEM, "no memory");
+    free(k->spec->output_dir);
+    k->spec->output_dir = dir;
+    return 0;
+}
+
+static int join(struct rank *k, struct err *err)
+{
+    const struct coll_store store = link_store(k->link);
+    const struct coll_opts o = {.backend = "gloo",
+                                .rank = k->rank,
+                                .ranks = (uint32_t)k->gang->n_devices,
+                                .store = &store,
+                                .timeout_ms = COLL_TIMEOUT_MS};
+
+    return coll_open(&o, &k->coll, err);
+}
+
+static int train(struct rank *k, struct err *err)
+{
+    const char *backend = getenv("ALIGND_BACKEND"); /* ref, in tests */
+    const struct gang *g = k->gang;
+    const struct run_opts o = {.spec = k->spec,
+                               .resolved_json = g->spec,
+                               .user_json = g->user_spec,
+                               .attempt = g->attempt,
+                               .rank = k->rank,
+                               .ranks = (uint32_t)g->n_devices,
+                               .backend = backend && *backend ? backend : "cpu",
+                               .threads = host_threads(g->threads_per_device, g->n_devices),
+                               .coll = k->coll,
+                               .link = k->link};
+
+    return run_train(&o, err);
+}
+
+static int exit_code(int r)
+{
+    if (r == -ECONNRESET)
+        return RUN_EXIT_PEER;
+    return r == -ENOMEM ? RUN_EXIT_OOM : RUN_EXIT_ERROR;
+}
+
+int rank_run(int rank, pid_t supervisor)
+{
+    struct rank k = {.rank = (uint32_t)rank};
+    struct err err = {""};
+    int r = child_begin(supervisor), code = RUN_EXIT_ERROR;
+
+    signal(SIGPIPE, SIG_IGN); /* gloo */
+    signal(SIGINT, SIG_IGN);  /* Ctrl-C is the supervisor's */
+    if (r == 0)
+        r = gang_read(CHILD_GANG_FD, &k.gang, &err);
+    if (r == 0 && (rank < 0 || rank >= k.gang->n_devices))
+        r = err_set(&err, -EINVAL, "no rank %d in this gang", rank);
+    if (r == 0)
+        r = link_open(CHILD_LINK_FD, &k.link);
+    if (r < 0) {
+        log_error("rank", "rank=%d error=\"%s\"", rank, err.text[0] ? err.text : strerror(-r));
+        goto fail;
+    }
+    link_signals(k.link);
+    link_beat_every(k.link, k.gang->beat_ms);
+    r = read_spec(&k, &err);
+    if (r == 0)
+        r = join(&k, &err);
+    code = r == 0 ? train(&k, &err) : exit_code(r);
+    if (code != RUN_EXIT_DONE && code != RUN_EXIT_STOPPED) {
+        log_error("rank", "rank=%d code=%d error=\"%s\"", rank, code, err.text);
+        link_error(k.link, err.text);
+    }
+
+fail:
+    coll_close(k.coll);
+    spec_free(k.spec);
+    link_close(k.link);
+    gang_free(k.gang);
+    return code;
+}

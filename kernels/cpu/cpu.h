@@ -101,7 +101,9 @@ static inline void *cpu_shared(struct kn_ctx *ctx)
  * that stay in the cache while tiles of rows pass by; packed once. */
 struct cpu_block_key {
     int64_t lda;
-    dnnl_primitive_t primitive[2];        /* a full block, the last block */
+    bool copy;                     /* rows are copied to the packed matrix's own distance first */
+    const char *impl;              /* oneDNN's name of what it runs */
+    dnnl_primitive_t primitive[2]; /* a full block, the last block */
     dnnl_memory_t *a, *c[2], *scratch[2]; /* one per thread */
 };
 
@@ -128,7 +130,8 @@ int cpu_packed_open(struct kn_ctx *ctx, struct cpu_packed *p, const void *w, int
                     bool transposed);
 void cpu_packed_close(struct kn_ctx *ctx, struct cpu_packed *p);
 size_t cpu_packed_bytes(int64_t n, int64_t k, enum kn_dtype compute);
-/* The primitives for rows lda elements apart; made at first use. */
+/* The primitives for rows lda elements apart; made at first use. keys[0] are those
+ * for k rounded up to KN_LD. */
 int cpu_packed_key(struct kn_ctx *ctx, struct cpu_packed *p, int64_t lda,
                    struct cpu_block_key **ret);
 /* acc (tile, ld_acc) = a (tile, lda) times block b, by thread t. */

@@ -34,7 +34,7 @@ struct linear {
     bool base; /* off: only the size of packed's tiles is used */
     struct cpu_block_key *key;
     const struct kn_mat *x; /* multiplied with the base: x or dy */
-    const void *last;       /* the last tile's rows, padded with zeros, or NULL */
+    const char *last;       /* the last tile's rows, padded with zeros, or NULL */
     struct lora_item *items;
     int n_items;
     const struct kn_dropout *drop; /* NULL: none */
@@ -133,13 +133,20 @@ static bool shared_rows(const struct linear *l, const struct lora_item *i, int64
     return *ret_lo < *ret_hi;
 }
 
-/* The base product of (tile, block) by thread t. */
-static int base_tile(const struct linear *l, int t, int block, int64_t tile, float *acc)
+/* The base product of (tile, block) by thread t. room: a tile of x's rows. */
+static int base_tile(const struct linear *l, int t, int block, int64_t tile, float *acc, void *room)
 {
+    const struct cpu_packed *p = l->packed;
     const bool is_last = l->last && tile == n_tiles(l) - 1;
-    const void *a = is_last ? l->last : at_row(l->x, tile * l->packed->tile, 0);
+    const char *a = is_last ? l->last : at_row(l->x, tile * p->tile, 0);
+    const size_t size = elem_size(l->x->dtype);
 
-    return cpu_packed_run(l->ctx, l->packed, l->key, t, block, a, acc);
+    if (!l->key->copy)
+        return cpu_packed_run(l->ctx, p, l->key, t, block, a, acc);
+    for (int64_t r = 0; r < p->tile; r++)
+        memcpy((char *)room + (size_t)(r * p->keys[0].lda) * size,
+               a + (size_t)(r * l->x->ld) * size, (size_t)p->k * size);
+    return cpu_packed_run(l->ctx, p, &p->keys[0], t, block, room, acc);
 }
 
 /* Key, padded copy of the last rows, and scratch of `per_thread` bytes beside a
@@ -226,7 +233,7 @@ static int fwd_tile(const struct linear *l, const struct kn_linear_fwd *a, int t
     const int64_t r0 = tile * p->tile, c0 = block * p->block;
     const int64_t rows = a->x.rows - r0 < p->tile ? a->x.rows - r0 : p->tile;
     float *acc = l->ctx->scratch[t];
-    int r = base_tile(l, t, block, tile, acc);
+    int r = base_tile(l, t, block, tile, acc, acc + p->tile * p->ld_acc);
 
     if (r)
         return r;
@@ -295,7 +302,8 @@ int cpu_linear_fwd(struct kn_ctx *ctx, const struct kn_linear_fwd *a)
 {
     struct kn_weight *w = (struct kn_weight *)(uintptr_t)a->w;
     struct linear l = {.ctx = ctx, .w = w, .packed = &w->forward, .base = true, .x = &a->x};
-    const size_t copy = (size_t)(w->forward.tile * ((w->k + 15) / 16 * 16)) * sizeof(float);
+    const size_t copy =
+        (size_t)(w->forward.tile * ((w->k + KN_LD - 1) / KN_LD * KN_LD)) * sizeof(float);
     float *room;
     int r = kn_check_linear_fwd(a, w->n, w->k, w->n_parts, ctx->compute);
 
@@ -309,7 +317,7 @@ int cpu_linear_fwd(struct kn_ctx *ctx, const struct kn_linear_fwd *a)
             return -ENOMEM;
         list_items(w, a->segs, a->n_segs, l.items);
     }
-    r = linear_begin(&l, l.n_items ? copy : 0, fwd_transposed(&l, NULL), &room);
+    r = linear_begin(&l, copy, fwd_transposed(&l, NULL), &room);
     if (r == 0) {
         fwd_transposed(&l, room);
 #pragma omp parallel num_threads(ctx->threads)
@@ -406,7 +414,7 @@ static int bwd_tile(const struct linear *l, const struct kn_linear_bwd *a, int t
     const struct cpu_packed *p = l->packed;
     const int64_t r0 = tile * p->tile, c0 = block * p->block;
     float *acc = l->ctx->scratch[t], *copy = acc + p->tile * p->ld_acc;
-    int r = base_tile(l, t, block, tile, acc);
+    int r = base_tile(l, t, block, tile, acc, copy);
 
     if (r)
         return r;
@@ -531,7 +539,7 @@ static int bwd_run(const struct linear *l, const struct kn_linear_bwd *a, int t)
  * stripe of a chunk. */
 static size_t bwd_copy(const struct kn_weight *w, const struct cpu_packed *p)
 {
-    const int64_t tile = p->tile * ((w->n + 15) / 16 * 16), chunk = CHUNK * STRIPE;
+    const int64_t tile = p->tile * ((w->n + KN_LD - 1) / KN_LD * KN_LD), chunk = CHUNK * STRIPE;
     int64_t n = p->tile * p->ld_acc;
 
     n = tile > n ? tile : n;

@@ -3,13 +3,22 @@
  * One layout and one primitive per (k, columns of a block), made for one fixed
  * tile of rows: the number of rows never chooses the algorithm. Blocks of columns
  * are sized so that one stays in the second-level cache while row tiles pass.
- * Every primitive is made and run on a team of one. */
+ * Every primitive is made and run on a team of one.
+ *
+ * Inside a tile a row's bits must not depend on its place. oneDNN 2.6.3 does not
+ * promise that: its AVX2 product sums two leftover rows of 32 in another order
+ * than the other thirty. So the tile's height is the first of a list with which
+ * a tile of equal rows gives equal rows, checked on the weights themselves when
+ * they are packed. Heights that are multiples of 48 pass on the machines tried. */
 #include <omp.h>
 #include <stdlib.h>
 
 #include "cpu.h"
 
 enum { BLOCK_BYTES = 640 * 1024, BLOCK_MIN = 64, LONG_K = 8192 };
+
+/* The last cannot fail: one row has no place to depend on. */
+static const int tile_heights[] = {48, 96, 64, 24, 16, 4, 1};
 
 static int dnnl_err(dnnl_status_t s)
 {
@@ -33,8 +42,7 @@ static void choose_blocks(struct cpu_packed *p, size_t elem)
     int64_t most = (int64_t)((size_t)BLOCK_BYTES / elem) / p->k / BLOCK_MIN * BLOCK_MIN;
 
     /* Very long rows outgrow the cache anyway: then wide blocks, so that the rows
-     * of X are read once, and more rows to a tile, so that the block is read less. */
-    p->tile = p->k > LONG_K ? 64 : 32;
+     * of X are read once. */
     if (most < BLOCK_MIN)
         most = BLOCK_MIN;
     if (p->k > LONG_K)
@@ -135,27 +143,10 @@ static int pack_block(struct kn_ctx *ctx, struct cpu_packed *p, int b, const voi
     return dnnl_err(s);
 }
 
-int cpu_packed_open(struct kn_ctx *ctx, struct cpu_packed *p, const void *w, int64_t n, int64_t k,
-                    bool transposed)
+static int pack(struct kn_ctx *ctx, struct cpu_packed *p, const void *w, bool transposed)
 {
     int r = 0;
 
-    memset(p, 0, sizeof *p);
-    p->n = n;
-    p->k = k;
-    choose_blocks(p, ctx->compute == KN_BF16 ? 2 : 4);
-    p->weights = calloc((size_t)p->n_blocks, sizeof(*p->weights));
-    if (!p->weights)
-        return -ENOMEM;
-#pragma omp parallel num_threads(1)
-    {
-        omp_set_num_threads(1);
-        r = choose_layout(ctx, p, block_columns(p, p->n_blocks - 1), &p->md[1]);
-        if (r == 0)
-            r = choose_layout(ctx, p, p->block, &p->md[0]);
-    }
-    if (r)
-        return r;
 #pragma omp parallel num_threads(ctx->threads)
     {
         omp_set_num_threads(1);
@@ -225,6 +216,8 @@ static int key_primitive(struct kn_ctx *ctx, const struct cpu_packed *p, struct 
     if (r)
         return r;
     s = dnnl_primitive_create(&key->primitive[i], pd);
+    if (s == dnnl_success)
+        s = dnnl_primitive_desc_query(pd, dnnl_query_impl_info_str, 0, &key->impl);
     for (int t = 0; t < ctx->threads && s == dnnl_success; t++) {
         md = dnnl_primitive_desc_query_md(pd, dnnl_query_dst_md, 0);
         s = dnnl_memory_create(&key->c[i][t], md, ctx->engine, DNNL_MEMORY_NONE);
@@ -241,19 +234,13 @@ static int key_primitive(struct kn_ctx *ctx, const struct cpu_packed *p, struct 
     return dnnl_err(s);
 }
 
-int cpu_packed_key(struct kn_ctx *ctx, struct cpu_packed *p, int64_t lda,
-                   struct cpu_block_key **ret)
+static int make_key(struct kn_ctx *ctx, struct cpu_packed *p, int64_t lda,
+                    struct cpu_block_key **ret)
 {
     const size_t threads = (size_t)ctx->threads;
     struct cpu_block_key *keys, *key;
     int r = 0;
 
-    for (int i = 0; i < p->n_keys; i++) {
-        if (p->keys[i].lda == lda) {
-            *ret = &p->keys[i];
-            return 0;
-        }
-    }
     keys = realloc(p->keys, ((size_t)p->n_keys + 1) * sizeof *keys);
     if (!keys)
         return -ENOMEM;
@@ -302,4 +289,124 @@ int cpu_packed_run(struct kn_ctx *ctx, const struct cpu_packed *p, const struct 
     if (s == dnnl_success)
         s = dnnl_primitive_execute(key->primitive[i], ctx->streams[t], 4, args);
     return dnnl_err(s);
+}
+
+static float test_value(int64_t i)
+{
+    return (float)(((uint64_t)i * 2654435761u >> 8) % 2001) / 1000.0f - 1.0f;
+}
+
+/* A tile of equal rows, lda elements apart. */
+static void fill_tile(const struct kn_ctx *ctx, const struct cpu_packed *p, int64_t lda, void *a)
+{
+    for (int64_t r = 0; r < p->tile; r++) {
+        for (int64_t c = 0; c < p->k; c++) {
+            if (ctx->compute == KN_BF16)
+                ((bf16 *)a)[r * lda + c] = bf16_from_f32(test_value(c));
+            else
+                ((float *)a)[r * lda + c] = test_value(c);
+        }
+    }
+}
+
+/* Does block b give every row of `a` the bits of `want`, its first row's when that
+ * is NULL? acc: a tile; its first row is what to want of another key. */
+static bool rows_equal(struct kn_ctx *ctx, const struct cpu_packed *p,
+                       const struct cpu_block_key *key, int b, const void *a, const float *want,
+                       float *acc)
+{
+    const size_t bytes = (size_t)block_columns(p, b) * sizeof(float);
+
+    if (cpu_packed_run(ctx, p, key, 0, b, a, acc))
+        return false;
+    for (int64_t r = 0; r < p->tile; r++) {
+        if (memcmp(acc + r * p->ld_acc, want ? want : acc, bytes) != 0)
+            return false;
+    }
+    return true;
+}
+
+/* 1: rows lda apart give every row the bits that rows of the packed matrix's own
+ * distance give; 0: they do not. */
+static int key_agrees(struct kn_ctx *ctx, struct cpu_packed *p, const struct cpu_block_key *key)
+{
+    const struct cpu_block_key *own = &p->keys[0];
+    const size_t tile = (size_t)(p->tile * p->ld_acc), elem = ctx->compute == KN_BF16 ? 2 : 4;
+    char *a = aligned_alloc(64, ((size_t)(p->tile * key->lda) * elem + 63) / 64 * 64);
+    char *b = aligned_alloc(64, ((size_t)(p->tile * own->lda) * elem + 63) / 64 * 64);
+    float *acc = aligned_alloc(64, 2 * tile * sizeof(float));
+    int r = -ENOMEM;
+
+    if (a && b && acc) {
+        fill_tile(ctx, p, key->lda, a);
+        fill_tile(ctx, p, own->lda, b);
+        r = 1;
+#pragma omp parallel num_threads(1)
+        {
+            omp_set_num_threads(1);
+            for (int at = p->n_blocks - 1; at >= 0 && at >= p->n_blocks - 2; at--)
+                r = r && rows_equal(ctx, p, own, at, b, NULL, acc) &&
+                    rows_equal(ctx, p, key, at, a, acc, acc + tile);
+        }
+    }
+    free(a);
+    free(b);
+    free(acc);
+    return r;
+}
+
+int cpu_packed_key(struct kn_ctx *ctx, struct cpu_packed *p, int64_t lda,
+                   struct cpu_block_key **ret)
+{
+    int r;
+
+    for (int i = 0; i < p->n_keys; i++) {
+        if (p->keys[i].lda == lda) {
+            *ret = &p->keys[i];
+            return 0;
+        }
+    }
+    r = make_key(ctx, p, lda, ret);
+    if (r)
+        return r;
+    r = strcmp((*ret)->impl, p->keys[0].impl) == 0 ? key_agrees(ctx, p, *ret) : 0;
+    if (r < 0)
+        return r;
+    (*ret)->copy = r == 0;
+    return 0;
+}
+
+int cpu_packed_open(struct kn_ctx *ctx, struct cpu_packed *p, const void *w, int64_t n, int64_t k,
+                    bool transposed)
+{
+    struct cpu_block_key *key;
+    int r = 0;
+
+    for (size_t i = 0; i < sizeof tile_heights / sizeof tile_heights[0]; i++) {
+        memset(p, 0, sizeof *p);
+        p->n = n;
+        p->k = k;
+        p->tile = tile_heights[i];
+        choose_blocks(p, ctx->compute == KN_BF16 ? 2 : 4);
+        p->weights = calloc((size_t)p->n_blocks, sizeof(*p->weights));
+        if (!p->weights)
+            return -ENOMEM;
+#pragma omp parallel num_threads(1)
+        {
+            omp_set_num_threads(1);
+            r = choose_layout(ctx, p, block_columns(p, p->n_blocks - 1), &p->md[1]);
+            if (r == 0)
+                r = choose_layout(ctx, p, p->block, &p->md[0]);
+        }
+        if (r == 0)
+            r = pack(ctx, p, w, transposed);
+        if (r == 0)
+            r = make_key(ctx, p, (k + KN_LD - 1) / KN_LD * KN_LD, &key);
+        if (r == 0)
+            r = key_agrees(ctx, p, key);
+        if (r != 0)
+            break;
+        cpu_packed_close(ctx, p);
+    }
+    return r < 0 ? r : 0;
 }

@@ -35,16 +35,30 @@ static int read_all(int fd, char **ret, size_t *ret_bytes)
     }
 }
 
+/* The folder of the file; `here` for standard input. */
+static void folder_of(const char *path, const char *here, char *buf, size_t room)
+{
+    const char *slash = strrchr(path, '/');
+
+    if (!slash)
+        snprintf(buf, room, "%s", here);
+    else if (path[0] == '/')
+        snprintf(buf, room, "%.*s", slash == path ? 1 : (int)(slash - path), path);
+    else
+        snprintf(buf, room, "%s/%.*s", here, (int)(slash - path), path);
+}
+
 int job_file_read(const struct job_args *a, struct job_file *ret, struct err *err)
 {
     const bool in = strcmp(a->path, "-") == 0;
-    char here[LIMIT_PATH], *text = NULL;
+    char here[LIMIT_PATH], folder[2 * LIMIT_PATH], *text = NULL;
     size_t bytes = 0;
     int fd, r;
 
     memset(ret, 0, sizeof *ret);
-    if (!a->base && !getcwd(here, sizeof here))
+    if (!getcwd(here, sizeof here))
         return err_set(err, -errno, "the current folder: %s", strerror(errno));
+    folder_of(a->path, here, folder, sizeof folder);
     fd = in ? STDIN_FILENO : open(a->path, O_RDONLY | O_CLOEXEC);
     if (fd < 0)
         return err_set(err, -errno, "%s: %s", a->path, strerror(errno));
@@ -57,7 +71,8 @@ int job_file_read(const struct job_args *a, struct job_file *ret, struct err *er
     if (r < 0)
         return err_set(err, r, "%s: %s", a->path, strerror(-r));
     const struct spec_options o = {.file = in ? "standard input" : a->path,
-                                   .base_dir = a->base ? a->base : here,
+                                   .base_dir = a->base ? a->base : folder,
+                                   .output_base = here,
                                    .sets = a->sets,
                                    .n_sets = a->n_sets};
     r = spec_read(text, bytes, &o, &ret->spec, &ret->user, &ret->resolved, &ret->problems);

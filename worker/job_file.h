@@ -9,7 +9,7 @@
 
 struct job_args {
     const char *path; /* "-": standard input                                        */
-    const char *base; /* relative paths are relative to this; NULL: where we are     */
+    const char *base; /* relative paths are relative to this; NULL: the file's folder */
     struct spec_set sets[64];
     size_t n_sets;
     bool json, overwrite;

@@ -304,7 +304,7 @@ uint8_t core_device_type(const char *name)
     return name && strncmp(name, "gpu", 3) == 0 ? JOB_GPU : JOB_CPU;
 }
 
-static void write_device(struct core *c, const struct place_device *d, struct effects *fx)
+void core_write_device(const struct core *c, const struct place_device *d, struct effects *fx)
 {
     struct effect *e = event_add(fx, FX_DEVICE);
 
@@ -333,11 +333,11 @@ static void on_device(struct core *c, const struct event_device *ev, struct effe
     d->gone = ev->gone;
     d->foreign = ev->foreign;
     /* A stored fence outlives the start's inventory, which does not look for
-     * processes that cannot be killed. */
-    if (ev->fenced || c->reconciled)
+     * processes that cannot be killed; the end of its gang lifts it. */
+    if (ev->fenced || c->reconciled || (!d->job && !d->strays))
         d->fenced = ev->fenced;
     if (d->fenced != was_fenced)
-        write_device(c, d, fx);
+        core_write_device(c, d, fx);
     devices_changed(c);
 }
 
@@ -484,7 +484,7 @@ void core_free(struct core *c)
     if (!c)
         return;
     while (c->n_live)
-        core_gang_free(c, c->live[c->n_live - 1]);
+        core_gang_free(c, c->live[c->n_live - 1], NULL);
     for (size_t i = 0; i < c->jobs.n; i++) {
         struct core_node *n = c->jobs.v[i];
         free(n->past);

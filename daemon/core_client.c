@@ -368,10 +368,7 @@ static void on_drain(struct core *c, const struct event *ev, struct effects *fx)
         return;
     }
     d->drained = ev->drain.on;
-    struct effect *e = event_add(fx, FX_DEVICE);
-    e->device = (struct fx_device){
-        .name = d->name, .type = d->type, .drained = d->drained, .fenced = d->fenced};
-    memcpy(e->device.boot_id, c->boot_id, EVENT_BOOT_BYTES);
+    core_write_device(c, d, fx);
     answer(c, ev, fx, EVENT_OK, 0, NULL);
 }
 

@@ -63,8 +63,8 @@ void core_gang_forget(struct core_live *l)
     l->n_values = l->value_bytes = 0;
 }
 
-/* Its devices are free from here on. */
-void core_gang_free(struct core *c, struct core_live *l)
+/* Its devices are free from here on, and none of its processes fences one any more. */
+void core_gang_free(struct core *c, struct core_live *l, struct effects *fx)
 {
     for (uint32_t i = 0; i < l->n_devices; i++) {
         struct place_device *d = &c->device[l->device[i]];
@@ -72,6 +72,10 @@ void core_gang_free(struct core *c, struct core_live *l)
             d->strays--;
         else if (d->job == l->row.job)
             d->job = 0;
+        if (d->fenced && !d->job && !d->strays && fx) {
+            d->fenced = false;
+            core_write_device(c, d, fx);
+        }
     }
     for (size_t i = 0; i < c->n_live; i++)
         if (c->live[i] == l)
@@ -268,7 +272,7 @@ static void end(struct core *c, struct core_live *l, struct verdict v, struct ef
         e->rdv.attempt = j->attempt;
     }
     core_past(n, j->attempt)->exit_known = l->row.exit_known;
-    core_gang_free(c, l);
+    core_gang_free(c, l, fx);
 
     if (v.job == JOB_PENDING && v.attempt == JOB_PREEMPTED)
         (void)job_move(j, JOB_PREEMPTED);
@@ -298,10 +302,12 @@ static struct verdict stop_verdict(const struct job *j)
     return (struct verdict){s, s, s == JOB_TIMEOUT ? JOB_REASON_TIME_LIMIT : JOB_REASON_NONE};
 }
 
-/* Gone without anybody to blame: once, the job goes on by itself. */
+/* Gone without anybody to blame: once, the job goes on by itself. Also if its result
+ * is published: the next attempt finds that, but first sends the reports that this
+ * one could not send any more. */
 static struct verdict lost_verdict(struct job *j, enum job_reason why)
 {
-    if (j->published)
+    if (j->published && (j->want != JOB_WANT_RUN || j->lost >= CORE_LOST_MAX))
         return (struct verdict){JOB_COMPLETED, JOB_COMPLETED, JOB_REASON_NONE};
     if (j->want != JOB_WANT_RUN)
         return stop_verdict(j);
@@ -490,7 +496,7 @@ void core_gang_event(struct core *c, const struct event *ev, struct effects *fx)
     l->told = true;
     if (!l->node) {
         if (ev->kind != EV_GANG_ALIVE)
-            core_gang_free(c, l);
+            core_gang_free(c, l, fx);
         return;
     }
     switch (ev->kind) {

@@ -94,13 +94,14 @@ struct core_past *core_past(const struct core_node *n, uint32_t attempt); /* NUL
 int core_past_grow(struct core_node *n);
 void core_set_text(struct core *c, char **slot, const char *s);
 struct place_device *core_device(struct core *c, const char *name, uint8_t type, bool add);
+void core_write_device(const struct core *c, const struct place_device *d, struct effects *fx);
 uint8_t core_device_type(const char *name); /* by its prefix */
 void core_fill_gang(const struct core *c, struct effects *fx, const struct core_live *l,
                     const char *const **ret);
 
 /* core_gang.c */
 struct core_live *core_gang_new(struct core *c, struct core_node *n);
-void core_gang_free(struct core *c, struct core_live *l);
+void core_gang_free(struct core *c, struct core_live *l, struct effects *fx); /* fx or NULL */
 struct core_live *core_gang_find(const struct core *c, uint64_t job, uint32_t attempt);
 void core_gang_start(struct core *c, struct core_node *n, const uint16_t *device,
                      struct effects *fx);

@@ -40,10 +40,13 @@
  *
  * LAUNCHER'S WORDS about a gang. ALIVE: its lock is held, or a process of it is
  * left. ABSENT: it was never started here (no lock file), so starting it now is
- * its first start. EXITED: no process is left but an exit record is. LOST: no
+ * its first start, and the launcher has seen to it that
+ * a start still under way comes to nothing (it renamed the folder).
+ * EXITED: no process is left but an exit record is. LOST: no
  * process is left, and no (readable) exit record. ABSENT, EXITED and LOST are
  * proof, never silence: a supervisor that died before its ranks is still ALIVE
- * until the launcher has killed and seen the end of every rank. */
+ * until the launcher has killed and seen the end of every rank. EXITED and LOST
+ * are said once per start (FX_LAUNCH, with drain or without). */
 #ifndef DAEMON_EVENT_H
 #define DAEMON_EVENT_H
 

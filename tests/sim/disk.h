@@ -1,0 +1,64 @@
+/* disk.h - what the simulated store holds: the rows of every committed batch. */
+#ifndef TESTS_SIM_DISK_H
+#define TESTS_SIM_DISK_H
+
+#include "daemon/core.h"
+
+enum {
+    DISK_JOBS = 20,
+    DISK_ATTEMPTS = 64,
+    DISK_REQUESTS = 256,
+    DISK_DEVICES = 16,
+    DISK_VALUES = 2,
+    DISK_NAME = 48,
+};
+
+struct disk_row { /* a report, or a rewind (n == 0) */
+    uint64_t seq, n;
+    uint32_t attempt;
+    uint8_t kind;
+    bool superseded;
+    int64_t step;
+};
+
+struct disk_job {
+    bool there;
+    struct job row;
+    char name[DISK_NAME], dir[DISK_NAME];
+    struct attempt attempt[DISK_ATTEMPTS + 1]; /* .attempt == 0: none                 */
+    bool has_gang;
+    struct fx_gang gang;
+    char gang_device[LIMIT_RANKS][16];
+    const char *gang_name[LIMIT_RANKS];
+    struct disk_row *rows;
+    size_t n_rows, cap_rows;
+    int n_values;
+    struct {
+        uint32_t attempt;
+        char key[8];
+        uint64_t value;
+    } value[DISK_VALUES];
+    unsigned ends, resumes; /* how often it went to an end, and back                  */
+    unsigned node_fails;    /* since then                                             */
+};
+
+struct disk {
+    struct disk_job job[DISK_JOBS + 1];
+    struct fx_request request[DISK_REQUESTS];
+    size_t n_requests;
+    struct fx_device device[DISK_DEVICES];
+    char device_name[DISK_DEVICES][16];
+    size_t n_devices;
+    struct fx_meta meta;
+};
+
+/* Writes a batch's rows. Fails the running test if they break a rule of the store:
+ * a seq or a report twice, a gap, an end that is not one. */
+void disk_apply(struct disk *d, const struct effects *fx);
+/* A new core from the rows. */
+struct core *disk_restore(const struct disk *d, const struct core_opts *opts);
+void disk_fini(struct disk *d);
+
+struct disk_job *disk_job(struct disk *d, uint64_t id);
+
+#endif

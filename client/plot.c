@@ -78,6 +78,7 @@ static void stroke(struct field *f)
             for (size_t k = before + 1; k < c; k++)
                 f->dot[row_of(f, from + step * (double)(k - before)) * f->cols + k] = 1;
             size_t a = row_of(f, c - before > 1 ? f->sum[c] - step : from);
+            a = a < r ? a + 1 : a > r ? a - 1 : a; /* the neighbour has its own dot */
             for (size_t k = a < r ? a : r; k <= (a < r ? r : a); k++)
                 f->dot[k * f->cols + c] = 1;
         }

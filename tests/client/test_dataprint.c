@@ -1,0 +1,110 @@
+/* test_dataprint.c - rows as they will be trained, and what is said about a job. */
+#include "tests/support/test.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "client/dataprint.h"
+#include "client/summary.h"
+
+static const char text[] =
+    "{\"sources\":[{\"path\":\"/d/x.jsonl\",\"set\":\"train\",\"format\":\"hh-rlhf\","
+    "\"template\":\"vicuna\",\"rows\":1600,\"usable\":1596,\"selected\":1596}],"
+    "\"train\":1468,\"eval\":128,\"cut\":2,\"longest\":431,"
+    "\"dropped\":{\"empty_reply\":3,\"same_reply\":1},"
+    "\"lengths\":{\"pair\":{\"p50\":120,\"p95\":1300,\"max\":1431}},"
+    "\"rows\":[{\"source\":\"/d/x.jsonl\",\"row\":17,\"ordinal\":0,\"cut\":[false,true],"
+    "\"prompt\":[[1,\"<s>\",false,\"bos\"],[5,\"Hi\\n\",false,\"prompt\"]],"
+    "\"chosen\":[[6,\" yes\",true,\"reply\"],[2,\"</s>\",true,\"eos\"]],"
+    "\"rejected\":[[7,\" n\\u001b[o\",true,\"reply\"]]}]}";
+
+static void test_rows(void **state)
+{
+    (void)state;
+    json_t *j = json_loads(text, 0, NULL);
+    struct buf b = {.max = 1 << 16};
+    dataprint_rows(j, false, false, &b);
+    assert_non_null(strstr(b.data, "/d/x.jsonl row 17\n"));
+    assert_non_null(strstr(b.data, "chosen (2 + 2 tokens)\n<s>Hi\\n\n|[[ yes</s>]]\n"));
+    assert_non_null(strstr(b.data, "rejected (2 + 1 tokens, cut at max_length)\n"));
+    assert_non_null(strstr(b.data, "|[[ n<0x1B>[o]]\n"));
+    buf_clear(&b);
+    dataprint_rows(j, true, true, &b);
+    assert_non_null(strstr(b.data, "\x1b[32m yes\x1b[0m"));
+    assert_non_null(strstr(b.data, "\x1b[90m\x1b[1m<s>\x1b[0m"));
+    buf_clear(&b);
+    dataprint_summary(j, &b);
+    assert_non_null(strstr(b.data, "1,600 rows, 1,596 usable"));
+    assert_non_null(strstr(b.data, "1,468 examples to train on, 128 to evaluate, 2 replies cut"));
+    assert_non_null(strstr(b.data, "p50 120  p95 1,300  max 1,431 tokens"));
+    assert_non_null(strstr(b.data, "4 of 1,600 rows dropped (3 empty reply, 1 same reply)"));
+    buf_free(&b);
+    json_decref(j);
+}
+
+static void test_dropped(void **state)
+{
+    (void)state;
+    char b[256];
+    json_t *j = json_loads("{\"rows\":1600,\"dropped\":{\"empty_reply\":4}}", 0, NULL);
+    assert_string_equal(dataprint_dropped(j, b, sizeof b), "4 of 1,600 rows dropped (empty reply)");
+    json_decref(j);
+    j = json_loads("{\"rows\":1600,\"dropped\":{}}", 0, NULL);
+    assert_string_equal(dataprint_dropped(j, b, sizeof b), "");
+    json_decref(j);
+    static const char *const odd[] = {"{}", "[]",
+                                      "{\"rows\":[1,[],{}],\"dropped\":7,\"sources\":3}",
+                                      "{\"rows\":[{\"chosen\":[1,[],[null,null,null,null]]}]}"};
+    for (size_t i = 0; i < ARRAY_LEN(odd); i++) {
+        struct buf out = {.max = 1 << 16};
+        j = json_loads(odd[i], 0, NULL);
+        dataprint_rows(j, true, true, &out);
+        dataprint_summary(j, &out);
+        buf_free(&out);
+        json_decref(j);
+    }
+}
+
+static void test_summary(void **state)
+{
+    (void)state;
+    char b[1024];
+    struct spec s = {.method = SPEC_DPO,
+                     .train_batch_size = 16,
+                     .per_device_train_batch_size = 4,
+                     .gradient_accumulation_steps = 2,
+                     .devices = 2,
+                     .learning_rate = 5e-6,
+                     .beta = 0.1,
+                     .lora_r = 16,
+                     .lora_alpha = 32,
+                     .max_length = 512,
+                     .load_in_4bit = true};
+    static const char resolved[] =
+        "{\"origin\":{\"learning_rate\":\"default\",\"beta\":\"user\",\"max_length\":\"user\"}}";
+    json_t *check = json_loads("{\"steps\":100,\"epochs\":1.002,\"examples\":1596,\"rows\":1600,"
+                               "\"dropped\":{\"empty_reply\":4}}",
+                               0, NULL);
+    assert_string_equal(summary_text(&s, resolved, check, b, sizeof b),
+                        "batch 16 = 4 x 2 x 2 devices; 100 steps = 1.0 epochs of 1,596 pairs; "
+                        "learning_rate 5e-06 (default); beta 0.1 (user); QLoRA r 16, alpha 32; "
+                        "max_length 512 (user); 4 of 1,600 rows dropped (empty reply)");
+    char small[20];
+    assert_true(strlen(summary_text(&s, resolved, check, small, sizeof small)) < sizeof small);
+    s.method = SPEC_SFT;
+    s.per_device_train_batch_size = 0;
+    s.num_train_epochs = 3;
+    assert_non_null(strstr(summary_text(&s, resolved, NULL, b, sizeof b),
+                           "batch 16 = 8 x 2 devices; 3 epochs; "));
+    json_decref(check);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_rows),
+        cmocka_unit_test(test_dropped),
+        cmocka_unit_test(test_summary),
+    };
+    return cmocka_run_group_tests_name("dataprint", tests, NULL, NULL);
+}

@@ -23,14 +23,15 @@ static int refuse_unknown(const struct tokenizer *tok, struct err *err)
     return err_set(
         err, -EINVAL,
         "template: model: this chat template is not one alignd knows (it begins: %.*s). Render the "
-        "rows once and use template: none with format: preference (IN, OUT: files; MODEL: the "
-        "folder): python3 -c \"import json; from transformers import AutoTokenizer as A; "
+        "rows (message lists) once and use template: none with format: preference (IN, OUT: files; "
+        "MODEL: the folder): python3 -c \"import json; from transformers import AutoTokenizer as "
+        "A; "
         "t=A.from_pretrained('MODEL'); f=lambda m,g=0: t.apply_chat_template(m,tokenize=False,"
-        "add_generation_prompt=bool(g)).removeprefix(t.bos_token or ''); o=open('OUT','w'); "
+        "add_generation_prompt=bool(g))%s; o=open('OUT','w'); "
         "[print(json.dumps({'prompt':f(p,1),**{k:f(p+r[k])[len(f(p,1)):] for k in "
         "('chosen','rejected')}}),file=o) for r in map(json.loads,open('IN')) for p in "
         "[r['prompt']]]\"",
-        (int)n, source);
+        (int)n, source, tokenizer_adds_bos(tok) ? ".removeprefix(t.bos_token)" : "");
 }
 
 int template_init(struct template *t, enum spec_template kind, const struct tokenizer *tok,

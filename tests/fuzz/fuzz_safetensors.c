@@ -21,6 +21,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes)
         if (safetensors_find(s, t->name) != t)
             __builtin_trap();
     }
+    (void)sum;
     (void)safetensors_metadata(s, "format");
     safetensors_close(s);
     return 0;

@@ -9,15 +9,18 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "proto/buf.h"
 #include "proto/spec.h"
 #include "worker/dataset.h"
 #include "worker/folder.h"
 #include "worker/gang.h"
 #include "worker/host.h"
+#include "worker/json_text.h"
 #include "worker/model.h"
 #include "worker/plan.h"
 #include "worker/run.h"
 #include "worker/tokenizer.h"
+#include "worker/views.h"
 
 struct check {
     const struct job_args *args;
@@ -187,25 +190,28 @@ static void set_spec(struct check *c)
     json_object_set_new(c->o, "threads_per_device",
                         json_integer(host_threads(s->threads_per_device, s->devices)));
     json_object_set_new(c->o, "output_dir", json_string(s->output_dir));
-    json_object_set_new(c->o, "resolved", json_loads(c->job->resolved, 0, NULL));
-    json_object_set_new(c->o, "user", json_loads(c->job->user, 0, NULL));
 }
 
+/* The specs go in as the texts they are. */
 static char *finish(struct check *c, bool ok)
 {
-    json_t *list = json_array();
+    struct buf out = {.max = LIMIT_MSG_BYTES};
     char *text;
 
-    for (size_t i = 0; i < c->job->problems.n; i++) {
-        const struct spec_problem *p = &c->job->problems.v[i];
-        json_array_append_new(list, json_pack("{s:i,s:b,s:s}", "line", p->line, "warning",
-                                              (int)p->warning, "text", p->text));
-    }
     json_object_set_new(c->o, "ok", json_boolean(ok));
-    json_object_set_new(c->o, "problems", list);
-    text = json_dumps(c->o, JSON_COMPACT | JSON_REAL_PRECISION(17));
+    json_object_set_new(c->o, "problems", views_problems(&c->job->problems));
+    text = json_text(c->o, JSON_COMPACT);
     json_decref(c->o);
-    return text;
+    if (!text || !c->job->resolved || !c->job->user)
+        return text;
+    (void)buf_add(&out, text, strlen(text) - 1);
+    (void)buf_printf(&out, ",\"resolved\":%s,\"user\":%s}", c->job->resolved, c->job->user);
+    free(text);
+    if (out.r < 0) {
+        buf_free(&out);
+        return NULL;
+    }
+    return out.data;
 }
 
 int check_job(const struct job_args *a, struct job_file *job, char **ret_json, struct err *err)

@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "proto/atomic_file.h"
+#include "worker/json_text.h"
 
 enum { FILE_MAX = 4 * LIMIT_SPEC_BYTES };
 
@@ -68,7 +69,7 @@ static char *take_json(const json_t *o, const char *key)
 {
     const json_t *v = json_object_get(o, key);
 
-    return json_is_object(v) ? json_dumps(v, JSON_INDENT(2) | JSON_REAL_PRECISION(17)) : NULL;
+    return json_is_object(v) ? json_text(v, JSON_INDENT(2)) : NULL;
 }
 
 static int64_t take_ms(const json_t *o, const char *key, int64_t otherwise)
@@ -199,7 +200,7 @@ static void boot_id(char *buf, size_t size)
 /* o's text into the file `name`; takes o; *ret_text may be NULL. */
 static int write_json(int dir_fd, const char *name, json_t *o, char **ret_text)
 {
-    char *text = o ? json_dumps(o, JSON_COMPACT | JSON_REAL_PRECISION(17)) : NULL;
+    char *text = o ? json_text(o, JSON_COMPACT) : NULL;
     struct span part = {text, text ? strlen(text) : 0};
     int r = text ? atomic_file_replace(dir_fd, name, &part, 1) : -ENOMEM;
 

@@ -6,6 +6,9 @@
 int host_cores(void);
 /* Threads of one of n ranks; asked > 0 wins. */
 int host_threads(int asked, int n);
+/* Threads that wait give their core to others soon. Before a backend is opened, or before a
+ * process that will do so is started: it sets the environment. */
+void host_calm_threads(void);
 /* GPUs that a driver shows, whether or not this build can use them. */
 int host_gpus(void);
 

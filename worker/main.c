@@ -12,6 +12,7 @@
 #include "worker/run.h"
 #include "worker/standalone.h"
 #include "worker/supervise.h"
+#include "worker/views.h"
 
 static const char usage[] =
     "align-worker run JOB [--set KEY=VALUE]... [--overwrite]   trains without a daemon\n"
@@ -105,6 +106,8 @@ static void print_problems(const struct job_file *job, const char *file)
         const struct spec_problem *p = &job->problems.v[i];
         if (p->line > 0)
             fprintf(stderr, "%s:%d: %s%s\n", file, p->line, p->warning ? "note: " : "", p->text);
+        else if (strncmp(p->text, file, strlen(file)) == 0)
+            fprintf(stderr, "%s\n", p->text);
         else
             fprintf(stderr, "%s: %s%s\n", file, p->warning ? "note: " : "", p->text);
     }
@@ -160,6 +163,58 @@ static int check_verb(int argc, char **argv)
     return r;
 }
 
+static int print_document(char *text, int r)
+{
+    puts(text ? text : "{\"ok\":false,\"problems\":[]}");
+    free(text);
+    return r;
+}
+
+static int data_verb(int argc, char **argv)
+{
+    struct command c = {.show = 3};
+    char *text = NULL;
+    int r = read_job(argc, argv, &c);
+
+    if (r != 0)
+        return r;
+    r = views_data(&c.job, c.show, &text);
+    return print_document(text, r);
+}
+
+static int try_verb(int argc, char **argv)
+{
+    struct command c = {0};
+    char *text = NULL;
+    int r = read_job(argc, argv, &c);
+
+    if (r != 0)
+        return r;
+    log_set_level(LOG_WARN);
+    r = views_try(&c.job, &text);
+    return print_document(text, r);
+}
+
+static int tokenize_verb(int argc, char **argv)
+{
+    struct command c = {0};
+    struct err err = {""};
+    char *text = NULL;
+    int r = read_options(argc, argv, &c);
+
+    if (r != 0)
+        return r;
+    if (!c.model || optind != argc)
+        return complain("tokenize needs --model DIR, and reads standard input");
+    r = views_tokenize(c.model, c.job.json, !c.no_special, &text, &err);
+    if (r == RUN_EXIT_DONE)
+        puts(text);
+    else
+        fprintf(stderr, "align-worker: %s\n", err.text);
+    free(text);
+    return r;
+}
+
 static int supervise_verb(int argc, char **argv)
 {
     const struct supervise_opts o = {
@@ -190,9 +245,8 @@ int main(int argc, char **argv)
         const char *name;
         int (*verb)(int argc, char **argv);
     } verbs[] = {
-        {"run", run_verb},
-        {"--check", check_verb},
-        {"supervise", supervise_verb},
+        {"run", run_verb},   {"--check", check_verb},     {"data", data_verb},
+        {"try", try_verb},   {"tokenize", tokenize_verb}, {"supervise", supervise_verb},
         {"rank", rank_verb},
     };
 

@@ -16,6 +16,7 @@
 #include "worker/folder.h"
 #include "worker/gang.h"
 #include "worker/host.h"
+#include "worker/json_text.h"
 #include "worker/run.h"
 #include "worker/supervise.h"
 
@@ -148,7 +149,7 @@ static json_t *describe_gang(const struct standalone *s)
 static int write_gang(const struct standalone *s, struct err *err)
 {
     json_t *o = describe_gang(s);
-    char *text = o ? json_dumps(o, JSON_INDENT(1) | JSON_REAL_PRECISION(17)) : NULL;
+    char *text = o ? json_text(o, JSON_INDENT(1)) : NULL;
     const struct span part = {text, text ? strlen(text) : 0};
     int r = text ? 0 : -ENOMEM;
 

@@ -21,6 +21,7 @@
 #include "proto/msg.h"
 #include "worker/child.h"
 #include "worker/folder.h"
+#include "worker/host.h"
 #include "worker/meeting.h"
 #include "worker/reporter.h"
 #include "worker/run.h"
@@ -486,6 +487,7 @@ static int spawn_all(struct supervisor *s, struct err *err)
     struct gang_process pids[LIMIT_RANKS];
     int r;
 
+    host_calm_threads();
     for (int i = 0; i < s->gang->n_devices; i++) {
         r = child_spawn(&s->ranks[i], s->gang, i, s->dir_fd, s->attempt_dir, err);
         if (r < 0)

@@ -1,0 +1,249 @@
+/* play_supervisor.c - a supervisor without ranks: speaks the worker's dialect as the job's
+ * spec tells it to ({"play": {"steps": 3, "delay_ms": 10, "end": "done"}}).
+ *
+ * Called as alignd calls align-worker: play_supervisor supervise GANGDIR, token on
+ * descriptor 3. end: done, fail, vanish (dies without a record), lie (a record of
+ * another job), stay (waits for an order). */
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/prctl.h>
+#include <unistd.h>
+
+#include <jansson.h>
+
+#include "proto/codec.h"
+#include "proto/wire.h"
+
+struct play {
+    json_t *gang;
+    uint64_t job, attempt;
+    struct msg_token token;
+    struct wire_client *wire;
+    long long steps, delay_ms, first;
+    const char *end;
+};
+
+static int quit(const char *why)
+{
+    fprintf(stderr, "play_supervisor: %s\n", why);
+    _exit(3);
+}
+
+/* One request, one reply, for as long as it takes. Never returns an error: FENCED ends us. */
+static struct msg *ask(struct play *p, struct msg *m)
+{
+    struct msg_w_rdv_get *who = &m->w_rdv_get; /* every w_ message begins like this */
+    struct err err = {""};
+    uint8_t *frame, *data;
+    size_t bytes, n;
+    struct msg *reply;
+
+    who->job = p->job;
+    who->attempt = p->attempt;
+    who->token = p->token;
+    if (codec_encode(m, &frame, &bytes, &err) < 0)
+        quit(err.text);
+    for (;;) {
+        if (wire_call(p->wire, frame, bytes, -1, &data, &n) < 0)
+            quit("call");
+        if (codec_decode(data, n, &reply, &err) < 0)
+            quit(err.text);
+        free(data);
+        if (reply->type != MSG_T_error)
+            break;
+        if (reply->error.code != MSG_RETRY && reply->error.code != MSG_BUSY)
+            quit(reply->error.text);
+        usleep(50000);
+        codec_free(reply);
+    }
+    free(frame);
+    return reply;
+}
+
+static long long play_int(const struct play *p, const char *key, long long otherwise)
+{
+    const json_t *play = json_object_get(json_object_get(p->gang, "spec"), "play");
+    const json_t *v = json_object_get(play, key);
+
+    return json_is_integer(v) ? json_integer_value(v) : otherwise;
+}
+
+static void lock_folder(void)
+{
+    const int fd = open("lock", O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+
+    for (int i = 0; i < 200; i++) {
+        if (flock(fd, LOCK_EX | LOCK_NB) == 0)
+            return;
+        usleep(5000);
+    }
+    _exit(0);
+}
+
+static void write_pids(void)
+{
+    char stat[1024] = "", boot[64] = "", *q;
+    unsigned long long start = 0;
+    FILE *f = fopen("/proc/self/stat", "r");
+
+    if (!f || !fgets(stat, sizeof stat, f))
+        quit("stat");
+    fclose(f);
+    q = strrchr(stat, ')') + 2;
+    for (int i = 3; i < 22; i++)
+        q = strchr(q, ' ') + 1;
+    start = strtoull(q, NULL, 10);
+    f = fopen("/proc/sys/kernel/random/boot_id", "r");
+    if (!f || !fgets(boot, sizeof boot, f))
+        quit("boot_id");
+    fclose(f);
+    boot[strcspn(boot, "\n")] = 0;
+    f = fopen("pids.json.part", "w");
+    fprintf(f,
+            "{\"v\":1,\"boot_id\":\"%s\",\"supervisor\":{\"pid\":%d,\"start\":%llu},\"ranks\":[]}",
+            boot, (int)getpid(), start);
+    fclose(f);
+    if (rename("pids.json.part", "pids.json") < 0)
+        quit("pids.json");
+}
+
+static void report(struct play *p, uint64_t n, enum msg_kind kind, int64_t step, double loss,
+                   enum msg_phase phase)
+{
+    static const char *const names[] = {"loss", "grad_norm"};
+    const double values[] = {loss, 1.0 / (double)(step + 1)};
+    const struct msg_row row = {.n = n,
+                                .attempt = (uint32_t)p->attempt,
+                                .kind = kind,
+                                .step = step,
+                                .wall_ms = 1000 + (int64_t)n,
+                                .n_values = kind == MSG_ROW_START ? 0 : 2,
+                                .names = names,
+                                .values = values};
+    struct msg m = {.type = MSG_T_w_report};
+
+    m.w_report.first_n = n;
+    m.w_report.rows = (struct msg_rows){&row, 1};
+    m.w_report.phase = phase;
+    m.w_report.step = step;
+    m.w_report.steps = p->steps;
+    struct msg *ack = ask(p, &m);
+    if (ack->w_ack.next_n != n + 1)
+        quit("next_n");
+    codec_free(ack);
+}
+
+static void say(struct play *p, uint64_t *offset, const char *text)
+{
+    struct msg m = {.type = MSG_T_w_log};
+
+    m.w_log.offset = *offset;
+    m.w_log.bytes = (struct msg_bin){text, strlen(text)};
+    struct msg *ack = ask(p, &m);
+    *offset = ack->w_log_ack.offset;
+    codec_free(ack);
+}
+
+static uint64_t order(struct play *p)
+{
+    struct msg m = {.type = MSG_T_w_directive};
+    struct msg *o = ask(p, &m);
+    const uint64_t flags = o->w_order.flags;
+
+    codec_free(o);
+    return flags;
+}
+
+static void finish(struct play *p, int code, int64_t step, const char *error)
+{
+    struct msg m = {.type = MSG_T_w_exit};
+    char text[1024];
+    FILE *f;
+
+    snprintf(text, sizeof text,
+             "{\"v\":1,\"job\":%llu,\"attempt\":%llu,\"code\":%d,\"signal\":0,\"first_rank\":%d,"
+             "\"error\":\"%s\",\"step\":%lld,\"peak_rss_kb\":1,\"user_s\":0,\"system_s\":0,"
+             "\"wall_s\":0,\"adapter\":\"/a/b\",\"ranks\":[]}",
+             (unsigned long long)p->job, (unsigned long long)p->attempt, code, code ? 0 : -1, error,
+             (long long)step);
+    f = fopen("exit.json.part", "w");
+    fputs(text, f);
+    fclose(f);
+    if (rename("exit.json.part", "exit.json") < 0)
+        quit("exit.json");
+    m.w_exit.record = text;
+    codec_free(ask(p, &m));
+    _exit(code);
+}
+
+static void open_play(struct play *p)
+{
+    json_error_t je;
+    struct err err = {""};
+    struct msg m = {.type = MSG_T_w_hello};
+
+    p->gang = json_load_file("gang.json", 0, &je);
+    if (!p->gang)
+        quit(je.text);
+    p->job = (uint64_t)json_integer_value(json_object_get(p->gang, "job"));
+    p->attempt = (uint64_t)json_integer_value(json_object_get(p->gang, "attempt"));
+    p->steps = play_int(p, "steps", 3);
+    p->delay_ms = play_int(p, "delay_ms", 0);
+    p->end = json_string_value(
+        json_object_get(json_object_get(json_object_get(p->gang, "spec"), "play"), "end"));
+    if (!p->end || p->attempt > 1)
+        p->end = "done";
+    p->first = p->attempt > 1 ? play_int(p, "resume", 0) : 0;
+    if (wire_dial(json_string_value(json_object_get(p->gang, "worker_url")), WIRE_WAIT, &p->wire,
+                  &err) < 0)
+        quit(err.text);
+    m.w_hello.v_min = MSG_WORKER_V_MIN;
+    m.w_hello.v_max = MSG_WORKER_V_MAX;
+    m.w_hello.pid = (uint64_t)getpid();
+    m.w_hello.build = "play";
+    struct msg *w = ask(p, &m);
+    if (w->w_welcome.next_n != 1)
+        quit("hello: reports of mine are known");
+    codec_free(w);
+}
+
+int main(int argc, char **argv)
+{
+    struct play p = {0};
+    uint64_t offset = 0, n = 1;
+
+    if (argc != 3 || strcmp(argv[1], "supervise") != 0 || chdir(argv[2]) < 0)
+        return 2;
+    if (read(3, p.token.b, sizeof p.token.b) != sizeof p.token.b)
+        quit("no token on descriptor 3");
+    close(3);
+    lock_folder();
+    write_pids();
+    open_play(&p);
+    say(&p, &offset, "hello from rank 0\n");
+    report(&p, n++, MSG_ROW_START, p.first, 0, MSG_PHASE_TRAINING);
+    for (long long s = p.first + 1; s <= p.steps; s++) {
+        usleep((useconds_t)p.delay_ms * 1000);
+        report(&p, n++, MSG_ROW_TRAIN, s, 1.0 / (double)s, MSG_PHASE_TRAINING);
+    }
+    if (!strcmp(p.end, "vanish"))
+        raise(SIGKILL);
+    if (!strcmp(p.end, "stay")) {
+        while (!(order(&p) & MSG_ORDER_STOP))
+            ;
+        say(&p, &offset, "stopped\n");
+        finish(&p, 85, p.steps, "");
+    }
+    if (!strcmp(p.end, "fail"))
+        finish(&p, 1, p.steps, "row 7 of data.jsonl has no chosen");
+    report(&p, n++, MSG_ROW_SUMMARY, p.steps, 0.5, MSG_PHASE_DONE);
+    say(&p, &offset, "done\n");
+    finish(&p, 0, p.steps, "");
+    return 0;
+}

@@ -16,6 +16,7 @@ bool kit_open(struct kit *k, const char *backend, enum kn_dtype dtype, int threa
 
     memset(k, 0, sizeof *k);
     k->dtype = dtype;
+    k->wide = strcmp(backend, "refd") == 0;
     if (kn_backend(backend, &k->ops, why, sizeof why))
         fail_msg("%s: %s", backend, why);
     r = k->ops->open(&(struct kn_open){.threads = threads, .compute = dtype}, &k->ctx);

@@ -58,9 +58,9 @@ static const struct linear_case linears[] = {
     {.m = 200, .k = 64, .n_parts = 3, .n = {64, 32, 32}, .r = {8, 8, 8}},
     {.m = 200, .k = 172, .n_parts = 1, .n = {64}, .r = {16}, .residual = true},
     {.m = 200, .k = 288, .n_parts = 1, .n = {1000}, .r = {4}, .bias = true},
-    {.m = 200, .k = 768, .n_parts = 2, .n = {768, 256}, .r = {16, 16}, .dropout = 0.1f},
+    {.m = 120, .k = 768, .n_parts = 2, .n = {448, 64}, .r = {16, 16}, .dropout = 0.1f},
     {.m = 200, .k = 64, .n_parts = 1, .n = {512}, .y_float = true},
-    {.m = 150, .k = 9000, .n_parts = 1, .n = {96}},
+    {.m = 60, .k = 9000, .n_parts = 1, .n = {70}},
     {.m = 200, .k = 61, .n_parts = 1, .n = {37}, .r = {5}},
 };
 

@@ -26,7 +26,7 @@
 #include "worker/reporter.h"
 #include "worker/run.h"
 
-enum { TICK_MS = 100 };
+enum { TICK_MS = 100, LOCK_TRIES = 20, LOCK_WAIT_MS = 50 };
 
 struct supervisor {
     struct supervise_opts o;
@@ -415,11 +415,14 @@ static int take_lock(struct supervisor *s, struct err *err)
     s->lock_fd = openat(s->dir_fd, "lock", O_RDWR | O_CREAT | O_CLOEXEC, 0600);
     if (s->lock_fd < 0)
         return err_set(err, -errno, "%s/lock: %s", s->o.dir, strerror(errno));
-    if (flock(s->lock_fd, LOCK_EX | LOCK_NB) < 0)
-        return errno == EWOULDBLOCK
-                   ? 1
-                   : err_set(err, -errno, "%s/lock: %s", s->o.dir, strerror(errno));
-    return 0;
+    for (int i = 0; i < LOCK_TRIES; i++) { /* who only looks holds it for a moment */
+        if (flock(s->lock_fd, LOCK_EX | LOCK_NB) == 0)
+            return 0;
+        if (errno != EWOULDBLOCK && errno != EINTR)
+            return err_set(err, -errno, "%s/lock: %s", s->o.dir, strerror(errno));
+        (void)poll(NULL, 0, LOCK_WAIT_MS);
+    }
+    return 1;
 }
 
 static int open_inputs(struct supervisor *s, struct err *err)
@@ -472,11 +475,8 @@ static int open_voice(struct supervisor *s, struct err *err)
 static int make_attempt(struct supervisor *s, struct err *err)
 {
     const struct gang *g = s->gang;
-    const bool started = faccessat(s->dir_fd, "pids.json", F_OK, 0) == 0;
     int r = 0;
 
-    if (started)
-        return err_set(err, -EEXIST, "an earlier supervisor of this gang died with its ranks");
     if (g->overwrite && g->attempt == 1 && folder_newest_attempt(g->output_dir) > 0)
         r = folder_clear(g->output_dir, s->o.token_fd < 0, err);
     return r < 0 ? r : folder_make_attempt(g->output_dir, g->attempt, false, err);
@@ -575,6 +575,8 @@ int supervise_gang(const struct supervise_opts *o, struct gang_exit *ret, struct
         r = spool_tail_open(s->attempt_dir, &s->tail);
     if (r == 0)
         r = open_voice(s, err);
+    if (r == 0 && (r = gang_write_pids(s->dir_fd, s->gang, NULL, 0)) < 0)
+        err_set(err, r, "%s/pids.json: %s", o->dir, strerror(-r));
     if (r < 0)
         goto fail;
 

@@ -80,7 +80,7 @@ static int update(struct trainer *t, int64_t step, double loss, struct step_resu
     if (r == 0)
         r = t->ops->grad_sweep(t->ctx,
                                &(struct kn_grad_sweep){.g = a->g, .n = a->n, .sweep = t->sweep});
-    if (r == 0)
+    if (r == 0 && isfinite(loss)) /* adamw itself does nothing about a bad gradient */
         r = t->ops->adamw(t->ctx, &(struct kn_adamw){.p = a->p,
                                                      .m = a->m,
                                                      .v = a->v,

@@ -33,20 +33,26 @@ static int open_backend(struct trainer *t, const struct trainer_opts *o, struct 
 }
 
 /* Ranks read the same files; if one sees others, its sums would be nonsense. */
-static int agree_on_data(struct trainer *t, struct err *err)
+static int agree_on_files(struct trainer *t, struct err *err)
 {
-    uint8_t digest[sizeof t->data->digest];
+    struct {
+        uint8_t data[32], model[32];
+    } root;
     int r;
 
-    memcpy(digest, t->data->digest, sizeof digest);
-    r = t->ranks > 1 ? coll_broadcast(t->coll, digest, sizeof digest, 0, err) : 0;
+    memcpy(root.data, t->data->digest, sizeof root.data);
+    memcpy(root.model, t->model->digest, sizeof root.model);
+    r = t->ranks > 1 ? coll_broadcast(t->coll, &root, sizeof root, 0, err) : 0;
     if (r < 0)
         return r;
-    if (memcmp(digest, t->data->digest, sizeof digest) != 0)
+    if (memcmp(root.data, t->data->digest, sizeof root.data) != 0)
         return err_set(err, -EINVAL,
                        "rank %u reads other training data than rank 0: the files of train, eval or "
                        "the tokenizer differ between them",
                        t->rank);
+    if (memcmp(root.model, t->model->digest, sizeof root.model) != 0)
+        return err_set(err, -EINVAL, "rank %u reads another base model than rank 0 from %s",
+                       t->rank, t->spec->model_dir);
     return 0;
 }
 
@@ -75,7 +81,7 @@ int trainer_open(struct trainer *t, const struct trainer_opts *o, struct err *er
     if (r == 0 && t->data == NULL)
         r = read_data(t, err);
     if (r == 0)
-        r = agree_on_data(t, err);
+        r = agree_on_files(t, err);
     if (r == 0)
         r = lora_new(t->ops, t->ctx, t->model, o->spec, &t->adapter, err);
     return r;

@@ -241,10 +241,10 @@ static void describe(const struct trainer *t, struct try_result *ret)
 int try_run(const struct spec *spec, const char *backend, int threads, struct try_result *ret,
             struct err *err)
 {
-    const size_t before = peak_bytes();
     const struct trainer_opts o = {.spec = spec, .backend = backend, .threads = threads};
     struct trainer t;
     int r = trainer_open(&t, &o, err);
+    const size_t before = peak_bytes(); /* what reading the files took */
 
     *ret = (struct try_result){0};
     if (r == 0)

@@ -20,6 +20,7 @@
 #include "worker/try.h"
 
 static const char *backend = "cpu";
+static struct temp_dir rows_dir; /* one for all: its path is in what a run leaves */
 
 /* ---- jobs ---- */
 
@@ -29,6 +30,26 @@ struct job {
     char *resolved, *user;
     uint32_t ranks;
 };
+
+/* 60 short pairs that differ in one word. */
+static void write_rows(const char *path)
+{
+    static const char *const words[] = {"river", "stone", "green", "small", "song", "winter"};
+    FILE *f = fopen(path, "w");
+
+    assert_non_null(f);
+    for (int i = 0; i < 60; i++) {
+        const char *a = words[i % 6], *b = words[(i / 6 + i + 1) % 6];
+        fprintf(f,
+                "{\"chosen\": \"\\n\\nHuman: Tell me about the %s of day %d\\n\\nAssistant: A kind "
+                "%s and "
+                "a %s.\", \"rejected\": \"\\n\\nHuman: Tell me about the %s of day "
+                "%d\\n\\nAssistant: No "
+                "%s, I will not.\"}\n",
+                a, i, a, b, a, i, b);
+    }
+    fclose(f);
+}
 
 /* more: further keys, "\"k\": v, " each. */
 static void job_make(struct job *j, const char *method, uint32_t ranks, const char *more)
@@ -47,8 +68,8 @@ static void job_make(struct job *j, const char *method, uint32_t ranks, const ch
              "\"max_steps\": 9, \"train_batch_size\": 6, \"max_length\": 128, \"save_steps\": 3, "
              "\"logging_steps\": 2, \"devices\": %u, \"device_type\": \"cpu\", "
              "\"output_dir\": \"%s\"}",
-             method, test_data_path("tiny64"), more, test_data_path("demo/preference.jsonl.gz"),
-             ranks, j->dir.path);
+             method, test_data_path("tiny64"), more, temp_dir_path(&rows_dir, "rows.jsonl"), ranks,
+             j->dir.path);
     if (spec_read(text, strlen(text), &(struct spec_options){.file = "t.json", .base_dir = "/tmp"},
                   &j->spec, &j->user, &j->resolved, &problems) < 0)
         fail_msg("%s", problems.v[0].text);
@@ -332,22 +353,31 @@ static void resume_two_ranks(void **state)
     resumed_equals_undisturbed("dpo", 2, "");
 }
 
-/* A finished run told to go on: more steps, one history, nothing trained twice. */
-static void finished_run_ends_at_once(void **state)
+/* A finished run trains nothing again; told to do more steps, it goes on, with one history
+ * and one summary. */
+static void finished_run_goes_on(void **state)
 {
     struct job j;
-    int n, m;
-    struct spool_row *v, *w;
+    int n;
+    struct spool_row *v;
 
     (void)state;
     job_make(&j, "sft", 1, "");
     attempt_ends(&j, 1, 0, RUN_EXIT_DONE);
-    v = rows_of(&j, &n);
+    free(rows_of(&j, &n));
+    assert_int_equal(n, 5 + 3 + 1);
     attempt_ends(&j, 2, 0, RUN_EXIT_DONE);
-    w = rows_of(&j, &m);
-    assert_int_equal(n, m);
+    free(rows_of(&j, &n));
+    assert_int_equal(n, 5 + 3 + 1);
+    assert_false(is_there(&j, "attempts/2/checkpoint-9"));
+    j.spec->max_steps = 12;
+    attempt_ends(&j, 3, 0, RUN_EXIT_DONE);
+    v = rows_of(&j, &n);
+    assert_int_equal(n, 5 + 2 + 3 + 1 + 1); /* and 10, 12; eval 12; the summary */
+    assert_int_equal(v[n - 1].kind, SPOOL_SUMMARY);
+    assert_int_equal(v[n - 1].global_step, 12);
+    assert_int_equal(v[0].attempt, 1);
     free(v);
-    free(w);
     job_free(&j);
 }
 
@@ -445,6 +475,21 @@ static void tries(void **state)
     job_free(&j);
 }
 
+static int make_rows(void **state)
+{
+    (void)state;
+    temp_dir_make(&rows_dir);
+    write_rows(temp_dir_path(&rows_dir, "rows.jsonl"));
+    return 0;
+}
+
+static int remove_rows(void **state)
+{
+    (void)state;
+    temp_dir_remove(&rows_dir);
+    return 0;
+}
+
 static void quiet(void *arg, enum log_level level, const char *line)
 {
     (void)arg;
@@ -459,7 +504,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(resume_dpo),
         cmocka_unit_test(resume_qlora_sft_dropout),
         cmocka_unit_test(resume_two_ranks),
-        cmocka_unit_test(finished_run_ends_at_once),
+        cmocka_unit_test(finished_run_goes_on),
         cmocka_unit_test(damaged_checkpoint_is_passed_over),
         cmocka_unit_test(fenced_attempt_publishes_nothing),
         cmocka_unit_test(failed_checkpoints),
@@ -470,5 +515,5 @@ int main(int argc, char **argv)
     backend = argc > 1 ? argv[1] : "cpu";
     if (getenv("ALIGND_TEST_LOG") == NULL)
         log_capture(quiet, NULL);
-    return cmocka_run_group_tests_name("run", tests, NULL, NULL);
+    return cmocka_run_group_tests_name("run", tests, make_rows, remove_rows);
 }

@@ -376,7 +376,7 @@ static int finish(struct run *r, struct err *err)
                            r->examples, total_flos(r), err);
     if (n == 0)
         n = publish(r, err);
-    if (n == 0)
+    if (n == 0 && !r->stopped) /* DONE says: the finished result lies in output_dir */
         link_progress(r->o->link, LINK_DONE, now->global_step, r->t.plan.steps);
     return n;
 }

@@ -44,13 +44,14 @@ static const struct {
     {0.4166667f, 5},  {0.583333f, 2},  {0.8333333f, 3},
 };
 
-static uint8_t quantize_nf4(float x)
+/* How many thresholds x is above: NaN none. */
+static uint8_t quantize_nf4(const float *middle, float x)
 {
-    uint8_t code = 0;
+    int code = 0;
 
-    while (code < 15 && x > (nf4_code[code] + nf4_code[code + 1]) * 0.5f)
-        code++;
-    return code;
+    for (int i = 0; i < 15; i++)
+        code += x > middle[i];
+    return (uint8_t)code;
 }
 
 static uint8_t quantize_fp4(float x)
@@ -65,7 +66,8 @@ static uint8_t quantize_fp4(float x)
 /* The signed dynamic 8-bit map: Dettmers et al. 2022 (arXiv:2110.02861), section
  * 2.1. For i in 0..6, 2^i means of neighbours among 2^i + 1 equally spaced points
  * of [0.1, 1], times 10^(i - 6), with both signs; 0 and 1. Sorted: entry 127 is
- * 0. Every step in float32, as the original is made. */
+ * 0. Every step in float32 as torch makes it: points from the nearer end, with one
+ * rounding of step * k + end. */
 static void dynamic_map(float *map)
 {
     int at = 128;
@@ -77,9 +79,9 @@ static void dynamic_map(float *map)
         const float step = (1.0f - 0.1f) / (float)n, power = (float)pow(10.0, i - 6);
         for (int j = 0; j < n; j++) {
             float edge[2];
-            for (int e = 0; e < 2; e++) /* from the nearer end, as torch.linspace */
-                edge[e] = j + e < (n + 1) / 2 ? 0.1f + step * (float)(j + e)
-                                              : 1.0f - step * (float)(n - j - e);
+            for (int e = 0; e < 2; e++)
+                edge[e] = j + e < (n + 1) / 2 ? fmaf(step, (float)(j + e), 0.1f)
+                                              : fmaf(-step, (float)(n - j - e), 1.0f);
             map[at] = power * ((edge[0] + edge[1]) / 2.0f);
             map[254 - at] = -map[at];
             at++;
@@ -132,16 +134,20 @@ static void quantize_nested(const struct kn_quantize4 *a, int64_t blocks)
 int ref_quantize4(const struct kn_quantize4 *a)
 {
     const int r = kn_check_quantize4(a);
+    float middle[15];
 
     if (r)
         return r < 0 ? r : 0;
+    for (int i = 0; i < 15; i++)
+        middle[i] = (nf4_code[i] + nf4_code[i + 1]) * 0.5f;
     for (int64_t b = 0; b < a->n; b += BLOCK) {
         const int64_t n = a->n - b < BLOCK ? a->n - b : BLOCK;
         const float max = largest(a->x + b, n, 0.0f), inverse = 1.0f / max;
         a->absmax[b / BLOCK] = max;
         for (int64_t i = b; i < b + n; i++) {
             const float v = a->x[i] * inverse;
-            const uint8_t code = a->type == KN_QUANT_NF4 ? quantize_nf4(v) : quantize_fp4(v);
+            const uint8_t code =
+                a->type == KN_QUANT_NF4 ? quantize_nf4(middle, v) : quantize_fp4(v);
             if (i % 2 == 0)
                 a->packed[i / 2] = (uint8_t)(code << 4);
             else

@@ -22,8 +22,8 @@ const char *format_count(format_buf b, int64_t n)
 
 const char *format_value(format_buf b, double v)
 {
-    if (v == floor(v) && fabs(v) >= 1000 && fabs(v) < 1e15)
-        return format_count(b, (int64_t)v);
+    if (fabs(v) >= 1000 && fabs(v) < 1e15)
+        return format_count(b, (int64_t)(v < 0 ? v - 0.5 : v + 0.5));
     if (v == 0)
         (void)snprintf(b, FORMAT_ROOM, "0");
     else if (fabs(v) < 1e-3)

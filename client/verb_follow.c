@@ -112,8 +112,11 @@ static void tell_state(struct watch *w)
                        (long long)jobview_int(job, "job"), state,
                        (long long)jobview_int(job, "attempt"));
     else
-        (void)snprintf(text, sizeof text, "job %lld %s (%s)", (long long)jobview_int(job, "job"),
+        (void)snprintf(text, sizeof text, "job %lld %s, %s", (long long)jobview_int(job, "job"),
                        state, jobview_reason(job, reason, sizeof reason));
+    char *none = strstr(text, ", None");
+    if (none)
+        *none = '\0';
     if (strcmp(text, w->told) == 0)
         return;
     (void)memcpy(w->told, text, sizeof text);

@@ -545,7 +545,8 @@ static void drain(struct supervisor *s, char *record, const struct gang_exit *e)
 {
     log_info("drain", "job=%llu attempt=%u", (unsigned long long)s->gang->job, s->gang->attempt);
     if (s->reporter) {
-        reporter_progress(s->reporter, LINK_DONE, e->step, 0);
+        reporter_progress(s->reporter, e->code == 0 && e->signal == 0 ? LINK_DONE : LINK_SAVING,
+                          e->step, 0);
         linger(s, record);
     }
 }

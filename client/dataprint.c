@@ -38,52 +38,58 @@ struct brush {
 
 static void paint(struct brush *b, const json_t *token)
 {
-    const char *text = json_string_value(json_array_get(token, 1));
-    const char *kind = json_string_value(json_array_get(token, 3));
-    bool trained = json_is_true(json_array_get(token, 2));
-    bool special = kind && (strcmp(kind, "bos") == 0 || strcmp(kind, "eos") == 0);
+    bool trained = json_is_true(json_object_get(token, "trained"));
     if (b->colour) {
         (void)buf_str(b->out, trained ? GREEN : GREY);
-        if (special)
+        if (json_is_true(json_object_get(token, "special")))
             (void)buf_str(b->out, BOLD);
     } else if (trained != b->trained) {
         (void)buf_str(b->out, trained ? "[[" : "]]");
     }
     b->trained = trained;
-    token_text(text ? text : "", b->utf8, b->out);
+    token_text(jobview_text(token, "text"), b->utf8, b->out);
     if (b->colour)
         (void)buf_str(b->out, PLAIN);
 }
 
-static void part(struct brush *b, const json_t *row, const char *name, bool cut)
+static void paint_all(struct brush *b, const json_t *tokens)
 {
-    const json_t *reply = json_object_get(row, name), *prompt = json_object_get(row, "prompt");
+    for (size_t i = 0; i < json_array_size(tokens); i++)
+        paint(b, json_array_get(tokens, i));
+    if (!b->colour && b->trained)
+        (void)buf_str(b->out, "]]");
+    b->trained = false;
+}
+
+static const json_t *part_tokens(const json_t *row, const char *name)
+{
+    const json_t *parts = json_object_get(row, "parts");
+    for (size_t i = 0; i < json_array_size(parts); i++)
+        if (strcmp(jobview_text(json_array_get(parts, i), "name"), name) == 0)
+            return json_object_get(json_array_get(parts, i), "tokens");
+    return NULL;
+}
+
+static void reply(struct brush *b, const json_t *row, const char *name, bool cut)
+{
+    const json_t *tokens = part_tokens(row, name), *prompt = part_tokens(row, "prompt");
     format_buf n, m;
-    if (!json_is_array(reply))
+    if (!tokens)
         return;
     (void)buf_printf(b->out, "%s%s (%s + %s tokens%s)%s\n", b->colour ? BOLD : "", name,
                      format_count(n, (int64_t)json_array_size(prompt)),
-                     format_count(m, (int64_t)json_array_size(reply)),
+                     format_count(m, (int64_t)json_array_size(tokens)),
                      cut ? ", cut at max_length" : "", b->colour ? PLAIN : "");
-    b->trained = false;
-    for (size_t i = 0; i < json_array_size(prompt); i++)
-        paint(b, json_array_get(prompt, i));
-    if (!b->colour && b->trained) {
-        (void)buf_str(b->out, "]]");
-        b->trained = false;
-    }
+    paint_all(b, prompt);
     (void)buf_printf(b->out, "%s%s%s", b->colour ? YELLOW : "", b->utf8 ? "\xe2\x94\x82" : "|",
                      b->colour ? PLAIN : "");
-    for (size_t i = 0; i < json_array_size(reply); i++)
-        paint(b, json_array_get(reply, i));
-    if (!b->colour && b->trained)
-        (void)buf_str(b->out, "]]");
+    paint_all(b, tokens);
     (void)buf_str(b->out, "\n");
 }
 
 void dataprint_rows(const json_t *j, bool colour, bool utf8, struct buf *out)
 {
-    const json_t *rows = json_object_get(j, "rows");
+    const json_t *rows = json_object_get(j, "examples_shown");
     struct brush b = {.colour = colour, .utf8 = utf8, .out = out};
     if (!json_is_array(rows))
         return;
@@ -91,11 +97,11 @@ void dataprint_rows(const json_t *j, bool colour, bool utf8, struct buf *out)
         const json_t *row = json_array_get(rows, i), *cut = json_object_get(row, "cut");
         char name[512];
         (void)buf_printf(out, "%s row %lld\n",
-                         format_plain(name, sizeof name, jobview_text(row, "source"), 400),
+                         format_plain(name, sizeof name, jobview_text(row, "path"), 400),
                          (long long)jobview_int(row, "row"));
-        part(&b, row, "chosen", json_is_true(json_array_get(cut, 0)));
-        part(&b, row, "completion", json_is_true(json_array_get(cut, 0)));
-        part(&b, row, "rejected", json_is_true(json_array_get(cut, 1)));
+        reply(&b, row, "chosen", json_is_true(json_array_get(cut, 0)));
+        reply(&b, row, "completion", json_is_true(json_array_get(cut, 0)));
+        reply(&b, row, "rejected", json_is_true(json_array_get(cut, 1)));
         (void)buf_str(out, "\n");
     }
     (void)buf_printf(out, "%s = trained, %s = masked, %s = where the prompt ends\n",
@@ -157,7 +163,7 @@ const char *dataprint_dropped(const json_t *j, char *buf, size_t room)
 
 static void lengths(const json_t *j, struct buf *out)
 {
-    const json_t *all = json_object_get(j, "lengths");
+    const json_t *all = json_object_get(j, "lengths_by_part");
     const char *key;
     json_t *v;
     json_object_foreach((json_t *)all, key, v)
@@ -186,8 +192,8 @@ void dataprint_summary(const json_t *j, struct buf *out)
             format_count(c, jobview_int(s, "selected")));
     }
     (void)buf_printf(out, "%s examples to train on, %s to evaluate, %s replies cut\n",
-                     format_count(a, jobview_int(j, "train")),
-                     format_count(b, jobview_int(j, "eval")),
+                     format_count(a, jobview_int(j, "examples")),
+                     format_count(b, jobview_int(j, "eval_examples")),
                      format_count(c, jobview_int(j, "cut")));
     lengths(j, out);
     if (*dataprint_dropped(j, text, sizeof text))

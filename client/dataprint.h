@@ -8,7 +8,7 @@
 
 #include "proto/buf.h"
 
-/* j: what `align-worker data` prints (worker/dataview.h). Without colour trained text
+/* j: what `align-worker data` prints (docs/PROCESSES.md). Without colour trained text
  * stands in [[ ]]. */
 void dataprint_rows(const json_t *j, bool colour, bool utf8, struct buf *out);
 /* Counts, lengths, and rows cut or dropped, by reason. */

@@ -129,7 +129,7 @@ static void print_try(struct cli *cli, const json_t *j)
     if (!isnan(plan))
         (void)fprintf(cli->out, " (plan %s)", format_bytes(b, plan));
     if (!isnan(pace))
-        (void)fprintf(cli->out, "; %s s/step", format_value(b, pace));
+        (void)fprintf(cli->out, "; %.2g s/step", pace);
     if (!isnan(pace) && !isnan(steps))
         (void)fprintf(cli->out, "; whole run about %s", format_about(b, pace * steps));
     if (*dataprint_dropped(j, dropped, sizeof dropped))

@@ -10,13 +10,15 @@
 static const char text[] =
     "{\"sources\":[{\"path\":\"/d/x.jsonl\",\"set\":\"train\",\"format\":\"hh-rlhf\","
     "\"template\":\"vicuna\",\"rows\":1600,\"usable\":1596,\"selected\":1596}],"
-    "\"train\":1468,\"eval\":128,\"cut\":2,\"longest\":431,"
+    "\"rows\":1600,\"examples\":1468,\"eval_examples\":128,\"cut\":2,\"longest\":431,"
     "\"dropped\":{\"empty_reply\":3,\"same_reply\":1},"
-    "\"lengths\":{\"pair\":{\"p50\":120,\"p95\":1300,\"max\":1431}},"
-    "\"rows\":[{\"source\":\"/d/x.jsonl\",\"row\":17,\"ordinal\":0,\"cut\":[false,true],"
-    "\"prompt\":[[1,\"<s>\",false,\"bos\"],[5,\"Hi\\n\",false,\"prompt\"]],"
-    "\"chosen\":[[6,\" yes\",true,\"reply\"],[2,\"</s>\",true,\"eos\"]],"
-    "\"rejected\":[[7,\" n\\u001b[o\",true,\"reply\"]]}]}";
+    "\"lengths_by_part\":{\"pair\":{\"p50\":120,\"p95\":1300,\"max\":1431}},"
+    "\"examples_shown\":[{\"path\":\"/d/x.jsonl\",\"row\":17,\"cut\":[false,true],\"parts\":["
+    "{\"name\":\"prompt\",\"tokens\":[{\"id\":1,\"text\":\"<s>\",\"special\":true},"
+    "{\"id\":5,\"text\":\"Hi\\n\"}]},"
+    "{\"name\":\"chosen\",\"tokens\":[{\"id\":6,\"text\":\" yes\",\"trained\":true},"
+    "{\"id\":2,\"text\":\"</s>\",\"special\":true,\"trained\":true}]},"
+    "{\"name\":\"rejected\",\"tokens\":[{\"id\":7,\"text\":\" n\\u001b[o\",\"trained\":true}]}]}]}";
 
 static void test_rows(void **state)
 {
@@ -52,9 +54,9 @@ static void test_dropped(void **state)
     j = json_loads("{\"rows\":1600,\"dropped\":{}}", 0, NULL);
     assert_string_equal(dataprint_dropped(j, b, sizeof b), "");
     json_decref(j);
-    static const char *const odd[] = {"{}", "[]",
-                                      "{\"rows\":[1,[],{}],\"dropped\":7,\"sources\":3}",
-                                      "{\"rows\":[{\"chosen\":[1,[],[null,null,null,null]]}]}"};
+    static const char *const odd[] = {
+        "{}", "[]", "{\"rows\":[1,[],{}],\"dropped\":7,\"sources\":3}",
+        "{\"examples_shown\":[{\"parts\":[{\"name\":\"chosen\",\"tokens\":[1,[],{},null]}]},7]}"};
     for (size_t i = 0; i < ARRAY_LEN(odd); i++) {
         struct buf out = {.max = 1 << 16};
         j = json_loads(odd[i], 0, NULL);

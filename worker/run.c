@@ -408,12 +408,8 @@ int run_train(const struct run_opts *o, struct err *err)
     if (n == 0)
         n = finish(&r, err);
     code = exit_code(&r, n);
-    if (n < 0) {
-        if (err->text[0] == 0)
-            err_set(err, n, "%s", strerror(-n));
-        log_error("run", "rank=%u error=\"%s\"", o->rank, err->text);
-        link_error(o->link, err->text);
-    }
+    if (n < 0 && err->text[0] == 0)
+        err_set(err, n, "%s", strerror(-n));
     spool_close(r.spool);
     history_free(&r.history);
     rundir_close(&r.dir);

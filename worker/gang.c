@@ -241,8 +241,9 @@ int gang_write_exit(int dir_fd, const struct gang *g, const struct gang_exit *e,
     json_t *list = json_array();
 
     for (int i = 0; i < e->n_ranks; i++)
-        json_array_append_new(
-            list, json_pack("{s:i,s:i}", "code", e->ranks[i].code, "signal", e->ranks[i].signal));
+        json_array_append_new(list,
+                              json_pack("{s:i,s:i,s:I}", "code", e->ranks[i].code, "signal",
+                                        e->ranks[i].signal, "step", (json_int_t)e->ranks[i].step));
     return write_json(dir_fd, "exit.json",
                       json_pack("{s:i,s:I,s:I,s:i,s:i,s:i,s:o,s:I,s:I,s:f,s:f,s:f,s:o,s:o}", "v", 1,
                                 "job", (json_int_t)g->job, "attempt", (json_int_t)g->attempt,

@@ -47,6 +47,7 @@ uint64_t gang_process_start(pid_t pid);
 
 struct gang_end { /* how one rank ended */
     int code, signal;
+    int64_t step; /* as it last said                                                  */
 };
 
 struct gang_exit {                /* exit.json */

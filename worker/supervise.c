@@ -126,7 +126,8 @@ static void reap(struct supervisor *s)
         timeradd(&s->used.ru_stime, &u.ru_stime, &s->used.ru_stime);
         if (u.ru_maxrss > s->peak_kb)
             s->peak_kb = u.ru_maxrss;
-        log_info("rank_over", "rank=%d code=%d signal=%d", i, c->code, c->signal);
+        log_info("rank_over", "rank=%d code=%d signal=%d step=%lld", i, c->code, c->signal,
+                 (long long)c->step);
         if (c->code == RUN_EXIT_DONE && c->signal == 0)
             continue;
         describe_end(c, i, s->gang, why, sizeof why);
@@ -380,7 +381,7 @@ static void end_record(const struct supervisor *s, struct gang_exit *e)
         snprintf(e->adapter, sizeof e->adapter, "%s/checkpoint-%lld", dir, (long long)checkpoint);
     e->n_ranks = s->n_ranks;
     for (int i = 0; i < s->n_ranks; i++)
-        e->ranks[i] = (struct gang_end){s->ranks[i].code, s->ranks[i].signal};
+        e->ranks[i] = (struct gang_end){s->ranks[i].code, s->ranks[i].signal, s->ranks[i].step};
 }
 
 /* Until the daemon has everything. The record is on disk: whoever ends us now loses

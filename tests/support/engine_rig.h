@@ -4,6 +4,8 @@
 
 #include "tests/support/test.h"
 
+#include <errno.h>
+
 #include "worker/engine.h"
 
 struct rig {
@@ -50,7 +52,10 @@ static inline bool rig_open(struct rig *g, const struct rig_opts *o)
         g->spec.lora_target_modules[0] = (char *)o->only;
         g->spec.n_lora_target_modules = 1;
     }
-    if (kn_backend(o->backend, &g->ops, why, sizeof why) < 0)
+    const int r = kn_backend(o->backend, &g->ops, why, sizeof why);
+    if (r == -ENOENT) /* every build has ref and cpu */
+        fail_msg("%s: %s", o->backend, why);
+    if (r < 0)
         return false;
     if (g->ops->open(&open, &g->ctx) < 0)
         return false;

@@ -123,7 +123,10 @@ static int add_reply(struct reader *rd, struct source *s, struct usable *u, int 
         tokens_put(full, eos))
         return -ENOMEM;
     const size_t n_prompt = (size_t)u->n_prompt, max = (size_t)rd->spec->max_length;
-    if (full->n <= n_prompt || memcmp(full->ids, rd->prompt.ids, n_prompt * sizeof *full->ids) != 0)
+    for (size_t k = 0; k < n_prompt && k < full->n; k++)
+        if (full->ids[k] != rd->prompt.ids[k])
+            return 1;
+    if (full->n <= n_prompt)
         return 1;
     u->cut[i] = full->n > max;
     const size_t n = u->cut[i] ? max : full->n;

@@ -5,7 +5,11 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
+#include <sys/stat.h>
 #include <time.h>
+#include <unistd.h>
+
+#include "proto/sha256.h"
 
 enum {
     HELLO_MS = 5000,
@@ -33,9 +37,22 @@ bool conn_state_folder(char *buf, size_t room)
     return false;
 }
 
+/* Where alignd puts its sockets when the state folder is on a network file system:
+ * only taken when it is there and ours (daemon/config.c makes the same name). */
+static bool local_folder(const char *state, char *buf, size_t room)
+{
+    uint8_t digest[SHA256_BYTES];
+    char hex[SHA256_HEX];
+    struct stat st;
+    sha256_of(state, strlen(state), digest);
+    sha256_hex(digest, hex);
+    return snprintf(buf, room, "/tmp/alignd-%u-%.12s", (unsigned)geteuid(), hex) < (int)room &&
+           lstat(buf, &st) == 0 && S_ISDIR(st.st_mode) && st.st_uid == geteuid();
+}
+
 int conn_host(struct cli *cli, char *buf, size_t room)
 {
-    char folder[LIMIT_PATH];
+    char folder[LIMIT_PATH], elsewhere[LIMIT_PATH], sock[LIMIT_PATH + 16];
     const char *host = cli->host ? cli->host : getenv("ALIGND_HOST");
     if (host && *host) {
         if (host[0] == '/')
@@ -45,8 +62,11 @@ int conn_host(struct cli *cli, char *buf, size_t room)
                            "--host %.200s: must be an address like ipc:///path/control.sock", host);
         return snprintf(buf, room, "%s", host) < (int)room ? CLI_OK : CLI_USAGE;
     }
-    if (!conn_state_folder(folder, sizeof folder) ||
-        snprintf(buf, room, "ipc://%s/control.sock", folder) >= (int)room)
+    bool known = conn_state_folder(folder, sizeof folder);
+    (void)snprintf(sock, sizeof sock, "%s/control.sock", known ? folder : "");
+    if (known && access(sock, F_OK) < 0 && local_folder(folder, elsewhere, sizeof elsewhere))
+        (void)memcpy(folder, elsewhere, sizeof folder);
+    if (!known || snprintf(buf, room, "ipc://%s/control.sock", folder) >= (int)room)
         return err_set(&cli->err, CLI_USAGE, "neither --host nor a home folder is known");
     return CLI_OK;
 }

@@ -221,10 +221,18 @@ void follow_tell_failure(struct cli *cli, struct conn *c, const json_t *state)
     struct err keep = cli->err;
     struct msg *reply = NULL;
 
-    (void)fprintf(cli->notes, "job %lld: %s: %s\n", (long long)jobview_int(state, "job"),
-                  jobview_text(state, "state"),
-                  format_plain(plain, sizeof plain, jobview_reason(state, reason, sizeof reason),
-                               sizeof plain));
+    (void)jobview_reason(state, reason, sizeof reason);
+    bool known = strcmp(reason, "None") != 0;
+    (void)fprintf(cli->notes, "job %lld: %s%s%s\n", (long long)jobview_int(state, "job"),
+                  jobview_text(state, "state"), known ? ": " : "",
+                  known ? format_plain(plain, sizeof plain, reason, sizeof plain) : "");
+    if (strcmp(jobview_text(state, "state"), "CANCELLED") == 0) {
+        if (*jobview_text(state, "adapter"))
+            (void)fprintf(
+                cli->notes, "its adapter: %s\n",
+                format_plain(plain, sizeof plain, jobview_text(state, "adapter"), sizeof plain));
+        return;
+    }
     if (jobview_int(state, "exit_signal"))
         (void)fprintf(cli->notes, "rank %lld was ended by signal %lld (%s)\n", (long long)rank,
                       (long long)jobview_int(state, "exit_signal"),

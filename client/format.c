@@ -42,6 +42,15 @@ const char *format_fixed(format_buf b, double v, int after)
     return b;
 }
 
+const char *format_loss(format_buf b, double v)
+{
+    if (isfinite(v) && v != 0 && (fabs(v) < 1e-3 || fabs(v) >= 1e4))
+        (void)snprintf(b, FORMAT_ROOM, "%.1e", v);
+    else
+        (void)format_fixed(b, v, 4);
+    return b;
+}
+
 const char *format_bytes(format_buf b, double bytes)
 {
     static const char *const units[] = {"B", "kB", "MB", "GB", "TB", "PB"};

@@ -12,6 +12,7 @@ typedef char format_buf[FORMAT_ROOM];
 const char *format_count(format_buf b, int64_t n);           /* 1,596              */
 const char *format_value(format_buf b, double v);            /* 0.6931, 5e-06, nan */
 const char *format_fixed(format_buf b, double v, int after); /* 0.6931; - for nan  */
+const char *format_loss(format_buf b, double v);             /* 0.6931, 1.4e-05    */
 const char *format_bytes(format_buf b, double bytes);        /* 1.2 GB (10^9)      */
 const char *format_about(format_buf b, double seconds);      /* 45 s, 4 min, 3.5 h */
 const char *format_clock(format_buf b, double seconds);      /* squeue: 1-02:03:04 */

@@ -176,6 +176,8 @@ static int loop(struct watch *w)
             take_news(w, &news->job_news, since);
         codec_free(news);
         tell_connection(w);
+        if (ferror(w->cli->out))
+            return err_set(&w->cli->err, CLI_ERROR, "cannot write to standard output");
         if (w->live && !more)
             redraw(w);
     }
@@ -202,10 +204,10 @@ static int conclude(struct watch *w, struct conn *c)
     (void)fprintf(w->cli->out, "job %lld COMPLETED: %s steps in %s, loss %s", id,
                   format_count(a, jobview_int(job, "step")),
                   format_clock(b, jobview_seconds(job, jobview_now_ms())),
-                  format_fixed(e, jobview_number(job, "loss"), 4));
+                  format_loss(e, jobview_number(job, "loss")));
     double eval = curve_eval(&w->curve, "eval_loss");
     if (eval == eval)
-        (void)fprintf(w->cli->out, ", eval_loss %s", format_fixed(a, eval, 4));
+        (void)fprintf(w->cli->out, ", eval_loss %s", format_loss(a, eval));
     double acc = curve_eval(&w->curve, "eval_rewards/accuracies");
     if (acc == acc)
         (void)fprintf(w->cli->out, ", eval_rewards/accuracies %s", format_fixed(a, acc, 3));

@@ -16,6 +16,25 @@ struct log_at {
     uint64_t job, rank, attempt, offset;
 };
 
+static void print_chunk(struct cli *cli, uint64_t rank, const struct msg_chunk *k)
+{
+    struct buf b = {.max = OUT_MAX};
+    if (!cli->json) {
+        (void)fwrite(k->bytes.data, 1, k->bytes.bytes, cli->out);
+        return;
+    }
+    char *text = k->bytes.bytes ? strndup(k->bytes.data, k->bytes.bytes) : NULL;
+    if (text) {
+        (void)buf_printf(&b, "{\"attempt\":%llu,\"rank\":%llu,\"offset\":%llu,\"text\":",
+                         (unsigned long long)k->attempt, (unsigned long long)rank,
+                         (unsigned long long)k->offset);
+        (void)buf_json(&b, text);
+        (void)fprintf(cli->out, "%s}\n", b.data ? b.data : "{\"text\":null");
+    }
+    free(text);
+    buf_free(&b);
+}
+
 /* One page of a rank's output; *ret_end: there is no more now. */
 static int log_page(struct cli *cli, struct conn *c, struct log_at *at, int64_t from, bool *ret_end,
                     bool *ret_over)
@@ -31,7 +50,7 @@ static int log_page(struct cli *cli, struct conn *c, struct log_at *at, int64_t 
     if (from >= 0 && k->offset > (uint64_t)from)
         (void)fprintf(cli->notes, "alignctl: bytes %lld to %llu are gone\n", (long long)from,
                       (unsigned long long)k->offset);
-    (void)fwrite(k->bytes.data, 1, k->bytes.bytes, cli->out);
+    print_chunk(cli, at->rank, k);
     at->attempt = k->attempt;
     at->offset = k->offset + k->bytes.bytes;
     *ret_end = at->offset >= k->size || k->bytes.bytes == 0;
@@ -79,7 +98,8 @@ static int follow_log(struct cli *cli, struct conn *c, struct log_at *at, bool o
         }
         if (r != CLI_OK)
             return r;
-        (void)fflush(cli->out);
+        if (fflush(cli->out) != 0)
+            return err_set(&cli->err, CLI_ERROR, "cannot write to standard output");
         if (over && one_attempt)
             return CLI_OK;
         if (over)
@@ -187,9 +207,9 @@ static int follow_rows(struct cli *cli, struct conn *c, uint64_t job)
             print_rows(cli, f.state, &news->job_news.rows);
         }
         codec_free(news);
+        if (r == CLI_OK && ferror(cli->out))
+            r = err_set(&cli->err, CLI_ERROR, "cannot write to standard output");
     }
-    if (r == CLI_OK && ferror(cli->out))
-        r = err_set(&cli->err, CLI_ERROR, "cannot write");
     follow_close(&f);
     return r;
 }
@@ -217,7 +237,8 @@ static int verb_metrics(struct cli *cli, int argc, char **argv)
 }
 
 const struct cli_verb verb_output[] = {
-    {"logs", "ID [-f] [--rank R] [--attempt N] [--tail BYTES]", "what a rank printed", verb_logs},
+    {"logs", "ID [-f] [--rank R] [--attempt N] [--tail BYTES] [--json]", "what a rank printed",
+     verb_logs},
     {"metrics", "ID [--json] [--follow] [--all]", "what a job reported; --all: superseded rows too",
      verb_metrics},
     {NULL, NULL, NULL, NULL}};

@@ -5,6 +5,7 @@
 
 #include "client/args.h"
 #include "client/conn.h"
+#include "client/dropped.h"
 #include "client/jobview.h"
 #include "client/table.h"
 
@@ -69,7 +70,7 @@ static void list_row(struct table *t, const json_t *job, int64_t now_ms)
     table_cell(t, "%s", format_clock(b, jobview_seconds(job, now_ms)));
     table_cell(t, "%s", jobview_text(job, "method"));
     table_cell(t, "%s", jobview_step(b, job));
-    table_cell(t, "%s", format_fixed(loss, jobview_number(job, "loss"), 4));
+    table_cell(t, "%s", format_loss(loss, jobview_number(job, "loss")));
     table_cell(t, "%s", jobview_devices(job, devices, sizeof devices));
     table_cell(t, "%s", jobview_reason(job, reason, sizeof reason));
 }
@@ -160,27 +161,20 @@ static void show_attempts(struct cli *cli, const json_t *job)
     }
 }
 
-/* Values of the first row of a run named dropped/..., as the worker reports them. */
-static void show_dropped(struct cli *cli, struct conn *c, const json_t *job)
+static void show_dropped(struct cli *cli, const json_t *dropped)
 {
-    struct msg req = {.type = MSG_T_metrics,
-                      .metrics = {.job = (uint64_t)jobview_int(job, "job"), .max = 1}};
-    struct msg *reply = NULL;
-    if (conn_call(cli, c, &req, &reply) != CLI_OK)
-        return;
-    for (size_t i = 0; i < reply->page.rows.n; i++) {
-        const struct msg_row *row = &reply->page.rows.v[i];
-        for (uint32_t k = 0; k < row->n_values; k++) {
-            format_buf b;
-            if (strncmp(row->names[k], "dropped/", 8) == 0 && row->values[k] > 0)
-                field(cli, "dropped", "%s rows: %s", format_count(b, (int64_t)row->values[k]),
-                      row->names[k] + 8);
-        }
+    const char *key;
+    json_t *value;
+    json_object_foreach((json_t *)dropped, key, value)
+    {
+        format_buf b;
+        field(cli, "dropped", "%s rows: %s", format_count(b, json_integer_value(value)), key);
     }
-    codec_free(reply);
+    if (dropped && json_object_size(dropped) == 0)
+        field(cli, "dropped", "no row");
 }
 
-static void print_show(struct cli *cli, struct conn *c, const json_t *job)
+static void print_show(struct cli *cli, const json_t *job)
 {
     char text[1024];
     format_buf a, b;
@@ -191,7 +185,7 @@ static void print_show(struct cli *cli, struct conn *c, const json_t *job)
     field(cli, "reason", "%s", jobview_reason(job, text, sizeof text));
     field(cli, "method", "%s", jobview_text(job, "method"));
     field(cli, "progress", "step %s, loss %s", jobview_step(a, job),
-          format_fixed(b, jobview_number(job, "loss"), 4));
+          format_loss(b, jobview_number(job, "loss")));
     field(cli, "devices", "%s", jobview_devices(job, text, sizeof text));
     field(cli, "submitted", "%s", format_when(a, jobview_int(job, "submitted_ms")));
     if (jobview_int(job, "started_ms") > 0)
@@ -206,7 +200,7 @@ static void print_show(struct cli *cli, struct conn *c, const json_t *job)
         field(cli, "adapter", "%s", jobview_text(job, "adapter"));
     if (*jobview_text(job, "error"))
         field(cli, "error", "%s", jobview_text(job, "error"));
-    show_dropped(cli, c, job);
+    show_dropped(cli, json_object_get(job, "dropped"));
     show_attempts(cli, job);
 }
 
@@ -227,6 +221,8 @@ static int verb_show(struct cli *cli, int argc, char **argv)
     struct msg req = {.type = MSG_T_show, .show = {.job = id}};
     if (r == CLI_OK)
         r = ask_json(cli, &c, &req, &job, NULL);
+    if (r == CLI_OK && !json_object_get(job, "dropped"))
+        json_object_set_new(job, "dropped", dropped_count(jobview_text(job, "output_dir")));
     if (r == CLI_OK && spec) {
         struct msg ask = {.type = MSG_T_spec, .spec = {.job = (uint64_t)jobview_int(job, "job")}};
         struct msg *reply = NULL;
@@ -237,8 +233,7 @@ static int verb_show(struct cli *cli, int argc, char **argv)
     } else if (r == CLI_OK && cli->json) {
         print_json(cli, job);
     } else if (r == CLI_OK) {
-        print_show(cli, &c, job);
-        cli->err.text[0] = '\0';
+        print_show(cli, job);
     }
     conn_close(&c);
     json_decref(job);

@@ -447,6 +447,8 @@ static void test_reading(void **state)
     EXPECT(&o, CLI_OK, "cpu:0  cpu  FREE      -");
     RUN(&o, "logs", "7");
     EXPECT(&o, CLI_OK, "first line\nlast line\n");
+    RUN(&o, "logs", "7", "--json");
+    EXPECT(&o, CLI_OK, "\"text\":\"first line\\nlast line\\n\"}");
     RUN(&o, "hold", "7");
     EXPECT(&o, CLI_OK, "so be it");
     RUN(&o, "metrics", "7", "--json", "--follow");

@@ -80,6 +80,16 @@ static bool name_ok(const char *name)
            strspn(name, "abcdefghijklmnopqrstuvwxyz0123456789") == n;
 }
 
+/* libgomp comes with the cpu module and reads its settings when it is loaded. Its
+ * default spins for milliseconds before a waiting thread sleeps: where other
+ * processes, such as other ranks, want the processor, every parallel region then
+ * costs a time slice. About 50 us bridge the gaps inside a step. */
+static void wait_briefly(void)
+{
+    if (!getenv("OMP_WAIT_POLICY"))
+        setenv("GOMP_SPINCOUNT", "4000", 0);
+}
+
 static int open_module(const char *name, const struct kn_ops **ret_ops, char *why, size_t why_size)
 {
     const struct kn_ops *(*table)(int abi);
@@ -92,6 +102,7 @@ static int open_module(const char *name, const struct kn_ops **ret_ops, char *wh
                        "this build has no backend \"%s\": kn_%s.so lies neither beside the program "
                        "nor in ../lib/alignd; ALIGND_KERNELS names another folder",
                        name, name);
+    wait_briefly();
     module = dlopen(path, RTLD_NOW | RTLD_LOCAL);
     if (!module)
         return explain(why, why_size, -ENOTSUP, "this host cannot run the backend \"%s\": %s", name,

@@ -2,8 +2,8 @@
  * spec tells it to ({"play": {"steps": 3, "delay_ms": 10, "end": "done"}}).
  *
  * Called as alignd calls align-worker: play_supervisor supervise GANGDIR, token on
- * descriptor 3. end: done, fail, vanish (dies without a record), lie (a record of
- * another job), stay (waits for an order). */
+ * descriptor 3. end: done, early (before it takes its lock), fail, vanish (dies without a record),
+ * lie (a record of another job), stay (waits for an order). */
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
@@ -160,11 +160,18 @@ static uint64_t order(struct play *p)
     return flags;
 }
 
+static void write_text(const char *name, const char *text)
+{
+    FILE *f = fopen(name, "w");
+
+    if (!f || fputs(text, f) < 0 || fclose(f) != 0)
+        quit(name);
+}
+
 static void finish(struct play *p, int code, int64_t step, const char *error)
 {
     struct msg m = {.type = MSG_T_w_exit};
     char text[1024];
-    FILE *f;
 
     snprintf(text, sizeof text,
              "{\"v\":1,\"job\":%llu,\"attempt\":%llu,\"code\":%d,\"signal\":0,\"first_rank\":%d,"
@@ -172,9 +179,7 @@ static void finish(struct play *p, int code, int64_t step, const char *error)
              "\"wall_s\":0,\"adapter\":\"/a/b\",\"ranks\":[]}",
              (unsigned long long)p->job, (unsigned long long)p->attempt, code, code ? 0 : -1, error,
              (long long)step);
-    f = fopen("exit.json.part", "w");
-    fputs(text, f);
-    fclose(f);
+    write_text("exit.json.part", text);
     if (rename("exit.json.part", "exit.json") < 0)
         quit("exit.json");
     m.w_exit.record = text;
@@ -182,11 +187,9 @@ static void finish(struct play *p, int code, int64_t step, const char *error)
     _exit(code);
 }
 
-static void open_play(struct play *p)
+static void read_gang(struct play *p)
 {
     json_error_t je;
-    struct err err = {""};
-    struct msg m = {.type = MSG_T_w_hello};
 
     p->gang = json_load_file("gang.json", 0, &je);
     if (!p->gang)
@@ -197,9 +200,16 @@ static void open_play(struct play *p)
     p->delay_ms = play_int(p, "delay_ms", 0);
     p->end = json_string_value(
         json_object_get(json_object_get(json_object_get(p->gang, "spec"), "play"), "end"));
-    if (!p->end || p->attempt > 1)
+    if (!p->end || (p->attempt > 1 && strcmp(p->end, "early") != 0))
         p->end = "done";
     p->first = p->attempt > 1 ? play_int(p, "resume", 0) : 0;
+}
+
+static void open_play(struct play *p)
+{
+    struct err err = {""};
+    struct msg m = {.type = MSG_T_w_hello};
+
     if (wire_dial(json_string_value(json_object_get(p->gang, "worker_url")), WIRE_WAIT, &p->wire,
                   &err) < 0)
         quit(err.text);
@@ -223,6 +233,9 @@ int main(int argc, char **argv)
     if (read(3, p.token.b, sizeof p.token.b) != sizeof p.token.b)
         quit("no token on descriptor 3");
     close(3);
+    read_gang(&p);
+    if (!strcmp(p.end, "early"))
+        quit("early, as told");
     lock_folder();
     write_pids();
     open_play(&p);
@@ -232,7 +245,9 @@ int main(int argc, char **argv)
         usleep((useconds_t)p.delay_ms * 1000);
         report(&p, n++, MSG_ROW_TRAIN, s, 1.0 / (double)s, MSG_PHASE_TRAINING);
     }
-    if (!strcmp(p.end, "vanish"))
+    if (!strcmp(p.end, "lie"))
+        write_text("exit.json", "{\"v\":1,\"job\":99}");
+    if (!strcmp(p.end, "vanish") || !strcmp(p.end, "lie"))
         raise(SIGKILL);
     if (!strcmp(p.end, "stay")) {
         while (!(order(&p) & MSG_ORDER_STOP))

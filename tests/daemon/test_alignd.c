@@ -4,11 +4,13 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <sched.h>
 #include <signal.h>
 #include <spawn.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mount.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -22,9 +24,12 @@ extern char **environ;
 
 enum { PATIENCE_MS = 20000 };
 
+static bool own_mounts; /* what is mounted here, nobody else sees */
+
 struct world {
     char dir[64], state[96], devices[96];
     pid_t pid;
+    bool mounted;
     struct wire_client *control, *watch;
     char watch_url[256];
 };
@@ -109,6 +114,8 @@ static int teardown(void **state)
         finish(w, SIGTERM);
     wire_hangup(w->watch);
     wire_hangup(w->control);
+    if (w->mounted)
+        assert_int_equal(umount(w->dir), 0);
     if (getenv("KEEP"))
         printf("%s\n", w->dir);
     else {
@@ -569,6 +576,126 @@ static void one_per_state(void **state)
     assert_true(WIFEXITED(status) && WEXITSTATUS(status) == 1);
 }
 
+/* A record of somebody else's is none. */
+static void lying(void **state)
+{
+    struct world *w = *state;
+    const uint64_t job = submit(w, 1, "liar", "{\"play\":{\"steps\":2,\"end\":\"lie\"}}");
+    json_t *o;
+
+    wait_for(w, job, "COMPLETED", 2);
+    o = show(w, job);
+    assert_int_equal(int_of(o, "attempt"), 2);
+    assert_non_null(
+        strstr(text_of(json_array_get(json_object_get(o, "attempts"), 0), "error"), "exit record"));
+    json_decref(o);
+}
+
+/* The supervisor ends before it takes its lock: tried again, then FAILED with its last words. */
+static void unstartable(void **state)
+{
+    struct world *w = *state;
+    const uint64_t job = submit(w, 1, "none", "{\"play\":{\"steps\":2,\"end\":\"early\"}}");
+    json_t *o;
+
+    wait_for(w, job, "FAILED", 0);
+    o = show(w, job);
+    assert_string_equal(text_of(o, "reason"), "JobLaunchFailure");
+    assert_non_null(strstr(text_of(o, "error"), "early"));
+    assert_int_equal(int_of(o, "attempt"), 3);
+    json_decref(o);
+}
+
+/* The folder's sockets are deleted: bound again within 5 s; then a reload by signal. */
+static void sockets_deleted(void **state)
+{
+    struct world *w = *state;
+    struct msg m = {.type = MSG_T_list}, *r;
+    char path[128];
+    FILE *f;
+
+    snprintf(path, sizeof path, "%s/alignd.json", w->state);
+    f = fopen(path, "w");
+    fputs("{\"log_level\": \"warn\"}", f);
+    fclose(f);
+    kill(w->pid, SIGHUP);
+    snprintf(path, sizeof path, "%s/control.sock", w->state);
+    assert_int_equal(unlink(path), 0);
+    r = ask(w, &m); /* the old connection still works */
+    assert_int_equal(r->type, MSG_T_json);
+    codec_free(r);
+    wire_hangup(w->control);
+    connect_to(w);
+    r = ask(w, &m);
+    assert_int_equal(r->type, MSG_T_json);
+    codec_free(r);
+}
+
+/* A disk that runs full: nothing is acknowledged, nothing is lost, all goes on by itself
+ * when there is room. Needs a file system of its own. */
+static void disk_full(void **state)
+{
+    struct world *w = *state;
+    struct msg m = submission(9, "later", "{\"play\":{\"steps\":1}}");
+    struct err err = {""};
+    char filler[128];
+    uint8_t *frame, *data, *reply;
+    size_t bytes, n;
+    ssize_t k;
+    struct msg *r;
+    uint64_t job;
+    int fd, i;
+
+    finish(w, SIGTERM);
+    if (!own_mounts || mount("tmpfs", w->dir, "tmpfs", 0, "size=32m,mode=0700") < 0) {
+        print_message("SKIP: cannot mount a small file system here\n");
+        start(w);
+        skip();
+    }
+    w->mounted = true;
+    start(w);
+    job = submit(w, 1, "first", "{\"play\":{\"steps\":200,\"delay_ms\":10}}");
+    wait_for(w, job, "RUNNING", 2);
+    snprintf(filler, sizeof filler, "%s/filler", w->dir);
+    fd = open(filler, O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
+    data = calloc(1, 65536);
+    assert_int_equal(codec_encode(&m, &frame, &bytes, &err), 0);
+    for (i = 0; i < 200; i++) { /* fills what the ballast and the log leave free, too */
+        while ((k = write(fd, data, 65536)) > 0 || (k = write(fd, data, 512)) > 0)
+            ;
+        if (wire_call(w->control, frame, bytes, 500, &reply, &n) < 0)
+            break; /* not answered: a commit is being tried */
+        assert_int_equal(codec_decode(reply, n, &r, &err), 0);
+        free(reply);
+        const bool refused = r->type == MSG_T_error && r->error.code == MSG_RETRY;
+        codec_free(r);
+        if (refused)
+            break;
+        m.submit.key = key((uint8_t)(20 + i));
+        m.submit.hold = true;
+        free(frame);
+        assert_int_equal(codec_encode(&m, &frame, &bytes, &err), 0);
+    }
+    assert_true(i < 200);
+    usleep(500000);
+    assert_int_equal(waitpid(w->pid, NULL, WNOHANG), 0); /* it lives */
+    assert_int_equal(ftruncate(fd, 0), 0);
+    close(fd);
+    unlink(filler);
+    r = ask(w, &m); /* repeats until it is answered */
+    assert_int_equal(r->type, MSG_T_submitted);
+    codec_free(r);
+    wait_for(w, job, "COMPLETED", 200);
+    finish(w, SIGKILL);
+    start(w);
+    wait_for(w, job, "COMPLETED", 200);
+    expect_rows(w, job, 202);
+    snprintf(filler, sizeof filler, "grep -q store_ok %s/alignd.log", w->state);
+    assert_int_equal(system(filler), 0); /* it was full, and said so */
+    free(frame);
+    free(data);
+}
+
 /* Answered first, gone then. */
 static void stopped_by_request(void **state)
 {
@@ -585,7 +712,7 @@ static void stopped_by_request(void **state)
     w->pid = 0;
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(a_job, setup, teardown),
@@ -599,8 +726,17 @@ int main(void)
         cmocka_unit_test_setup_teardown(watched, setup, teardown),
         cmocka_unit_test_setup_teardown(refused, setup, teardown),
         cmocka_unit_test_setup_teardown(one_per_state, setup, teardown),
+        cmocka_unit_test_setup_teardown(lying, setup, teardown),
+        cmocka_unit_test_setup_teardown(unstartable, setup, teardown),
+        cmocka_unit_test_setup_teardown(sockets_deleted, setup, teardown),
         cmocka_unit_test_setup_teardown(stopped_by_request, setup, teardown),
+        cmocka_unit_test_setup_teardown(disk_full, setup, teardown),
     };
 
+    /* Before there are threads: nng's must see the same mounts. */
+    own_mounts =
+        unshare(CLONE_NEWNS) == 0 && mount("none", "/", NULL, MS_REC | MS_PRIVATE, NULL) == 0;
+    if (argc == 2)
+        cmocka_set_test_filter(argv[1]);
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -20,6 +20,7 @@
 #include "worker/plan.h"
 #include "worker/run.h"
 #include "worker/tokenizer.h"
+#include "worker/trainer.h"
 #include "worker/views.h"
 
 struct check {
@@ -125,15 +126,31 @@ static void set_data(struct check *c, const struct dataset *d)
     json_object_set_new(c->o, "longest", json_integer(d->longest));
 }
 
-static void set_plan(struct check *c, const struct dataset *d)
+/* What one rank will take, where the backend is there to say how it packs weights. */
+static void set_bytes(struct check *c, const struct model_config *config, const struct plan *plan,
+                      int64_t parameters)
+{
+    const struct kn_ops *ops;
+    size_t bytes;
+
+    if (kn_backend("cpu", &ops, NULL, 0) == 0 &&
+        trainer_bytes(c->job->spec, ops, config, plan, parameters, &bytes) == 0)
+        json_object_set_new(c->o, "plan_bytes", json_integer((json_int_t)bytes));
+}
+
+static void set_plan(struct check *c, const struct dataset *d, const struct model_config *config)
 {
     struct plan plan;
     struct err err;
+    int64_t parameters;
 
-    if (plan_make(c->job->spec, d, 0, &plan, &err) < 0) {
+    if (plan_make(c->job->spec, d, 0, &plan, &err) < 0 ||
+        lora_count(config, c->job->spec, &parameters, &err) < 0) {
         problem(c, err.text);
         return;
     }
+    json_object_set_new(c->o, "lora_parameters", json_integer(parameters));
+    set_bytes(c, config, &plan, parameters);
     json_object_set_new(c->o, "steps", json_integer(plan.steps));
     json_object_set_new(c->o, "epochs", json_real(plan.epochs));
     json_object_set_new(c->o, "warmup_steps", json_integer(plan.warmup));
@@ -147,24 +164,24 @@ static void check_inputs(struct check *c)
     struct model *model = NULL;
     struct tokenizer *tok = NULL;
     struct dataset *data = NULL;
+    struct model_config config = {0};
     struct err err;
-    int64_t vocab = 0;
 
     if (model_open(c->job->spec->model_dir, &model, &err) < 0) {
         problem(c, err.text);
     } else {
-        vocab = model->config.vocab;
+        config = model->config;
         json_object_set_new(c->o, "parameters", json_integer(model_parameters(&model->config)));
     }
     model_close(model);
     if (tokenizer_open(c->job->spec->model_dir, &tok, &err) < 0)
         problem(c, err.text);
-    if (tok && vocab > 0) {
-        if (dataset_open(c->job->spec, tok, (int32_t)vocab, &data, &err) < 0) {
+    if (tok && config.vocab > 0) {
+        if (dataset_open(c->job->spec, tok, (int32_t)config.vocab, &data, &err) < 0) {
             problem(c, err.text);
         } else {
             set_data(c, data);
-            set_plan(c, data);
+            set_plan(c, data, &config);
         }
     }
     dataset_close(data);

@@ -93,6 +93,25 @@ static int targets_check(const struct model_config *c, const struct spec *s, str
     return 0;
 }
 
+int lora_count(const struct model_config *config, const struct spec *spec, int64_t *ret,
+               struct err *err)
+{
+    const int r = targets_check(config, spec, err);
+    int64_t n = 0;
+
+    if (r < 0)
+        return r;
+    for (int l = 0; l < config->layers; l++) {
+        for (int t = 0; t < LORA_TARGETS; t++) {
+            int64_t in, out;
+            target_shape(config, (enum lora_target)t, &in, &out);
+            n += module_wanted(spec, l, (enum lora_target)t) ? spec->lora_r * (in + out) : 0;
+        }
+    }
+    *ret = n;
+    return 0;
+}
+
 static int modules_make(struct adapter *a, const struct model_config *c, const struct spec *s)
 {
     const size_t most = (size_t)c->layers * LORA_TARGETS;

@@ -14,6 +14,7 @@
 #include "proto/spec.h"
 
 struct model; /* worker/model.h */
+struct model_config;
 
 /* The linears of a Llama block, in the order of the fused weights. */
 enum lora_target {
@@ -42,6 +43,10 @@ struct adapter {
     int64_t n;                   /* parameters                                      */
     float *p, *g, *m, *v;        /* device (n) float32                              */
 };
+
+/* Parameters an adapter of this spec has on such a model. -EINVAL as lora_new. */
+int lora_count(const struct model_config *config, const struct spec *spec, int64_t *ret,
+               struct err *err);
 
 /* A ~ U(-1/sqrt(k), 1/sqrt(k)) (PEFT's kaiming_uniform(a = sqrt 5)) from
  * (seed, RNG_LORA_A, module, element), B = 0. A target that matches no module is

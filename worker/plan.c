@@ -47,7 +47,7 @@ int plan_make(const struct spec *spec, const struct dataset *data, int64_t froze
 {
     struct extent x = {.shortest = INT64_MAX};
     struct plan p = {.n_train = data->n_train, .n_eval = data->n_eval};
-    int64_t per_batch;
+    int64_t per_batch, most;
 
     if (data->n_train <= 0)
         return err_set(err, -EINVAL, "train: no usable row is left to train on");
@@ -78,8 +78,10 @@ int plan_make(const struct spec *spec, const struct dataset *data, int64_t froze
     if (p.token_budget > INT32_MAX / 2)
         return err_set(err, -EINVAL, "token_budget: %lld is more than %d",
                        (long long)p.token_budget, INT32_MAX / 2);
-    p.max_tokens = p.token_budget;
-    p.max_head = p.token_budget; /* a target is a row of its own, shared prompts or not */
+    /* A pass never holds more examples than a step or the evaluation set. */
+    most = p.batch > p.n_eval ? p.batch : p.n_eval;
+    p.max_tokens = p.token_budget / x.longest < most ? p.token_budget : most * x.longest;
+    p.max_head = p.max_tokens; /* a target is a row of its own, shared prompts or not */
     per_batch = p.token_budget / x.shortest;
     if (per_batch > p.n_train + p.n_eval)
         per_batch = p.n_train + p.n_eval;

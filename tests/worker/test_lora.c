@@ -85,7 +85,12 @@ static void test_new(void **state)
     int64_t n = 0;
     double sum = 0, sum_sq = 0;
 
+    struct err err = {""};
+    int64_t count = 0;
+
     assert_int_equal(a->n_modules, 2 * LORA_TARGETS);
+    assert_int_equal(lora_count(&g->model->config, &s, &count, &err), 0);
+    assert_int_equal(count, a->n);
     assert_true(a->scale == 2.0f);
     assert_true(a->dropout == 0.05f);
     for (int i = 0; i < a->n_modules; i++) {

@@ -13,7 +13,7 @@
 #include "client/rowjson.h"
 #include "client/screen.h"
 
-enum { REDRAW_MS = 500, OUT_MAX = 1 << 22, MIN_COLUMNS = 20, MIN_ROWS = 4 };
+enum { REDRAW_MS = 500, FRAME_MS = 80, OUT_MAX = 1 << 22, MIN_COLUMNS = 20, MIN_ROWS = 4 };
 
 static volatile sig_atomic_t leave, resized;
 
@@ -49,6 +49,7 @@ struct watch {
     bool lost;      /* alignd does not answer, and that was told */
     char told[600]; /* the state last told as a line */
     uint64_t oldest_told;
+    int64_t drawn_ms; /* monotonic */
 };
 
 static void flush(struct watch *w)
@@ -97,6 +98,7 @@ static void redraw(struct watch *w)
     (void)buf_str(&w->buf, "\x1b[J");
     buf_free(&page);
     flush(w);
+    w->drawn_ms = follow_now_ms();
 }
 
 /* Without a screen: the state when it changes. */
@@ -174,12 +176,14 @@ static int loop(struct watch *w)
         bool more = news && news->job_news.more;
         if (news)
             take_news(w, &news->job_news, since);
-        codec_free(news);
         tell_connection(w);
-        if (ferror(w->cli->out))
+        if (ferror(w->cli->out)) {
+            codec_free(news);
             return err_set(&w->cli->err, CLI_ERROR, "cannot write to standard output");
-        if (w->live && !more)
+        }
+        if (w->live && !more && (!news || follow_now_ms() - w->drawn_ms >= FRAME_MS))
             redraw(w);
+        codec_free(news);
     }
     return CLI_OK;
 }

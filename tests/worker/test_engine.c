@@ -397,6 +397,18 @@ static void test_invariance_cpu_bf16(void **state)
     invariance_on("cpu", true, 4);
 }
 
+static void test_invariance_sim(void **state)
+{
+    (void)state;
+    invariance_on("sim", false, 1);
+}
+
+static void test_invariance_sim_bf16(void **state)
+{
+    (void)state;
+    invariance_on("sim", true, 1);
+}
+
 /* ---- cpu against ref ------------------------------------------------------------------- */
 
 static void test_cpu_is_ref(void **state)
@@ -500,7 +512,8 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_gradients_dropout),   cmocka_unit_test(test_gradients_cpu),
         cmocka_unit_test(test_micro_batches),       cmocka_unit_test(test_micro_batches_cpu),
         cmocka_unit_test(test_invariance_ref),      cmocka_unit_test(test_invariance_cpu),
-        cmocka_unit_test(test_invariance_cpu_bf16), cmocka_unit_test(test_cpu_is_ref),
+        cmocka_unit_test(test_invariance_cpu_bf16), cmocka_unit_test(test_invariance_sim),
+        cmocka_unit_test(test_invariance_sim_bf16), cmocka_unit_test(test_cpu_is_ref),
     };
     if (argc > 1)
         cmocka_set_test_filter(argv[1]);

@@ -317,12 +317,26 @@ static void test_sft_cpu(void **state)
     train("fixtures/trl/sft.json", "cpu", SPEC_SFT, 20);
 }
 
+/* The CUDA sources over the simulator: skipped where the build has no CUDA headers. */
+static void test_dpo_sim(void **state)
+{
+    (void)state;
+    train("fixtures/trl/dpo.json", "sim", SPEC_DPO, 2);
+}
+
+static void test_sft_sim(void **state)
+{
+    (void)state;
+    train("fixtures/trl/sft.json", "sim", SPEC_SFT, 2);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_logps_ref), cmocka_unit_test(test_logps_cpu),
         cmocka_unit_test(test_dpo_ref),   cmocka_unit_test(test_dpo_cpu),
         cmocka_unit_test(test_sft_ref),   cmocka_unit_test(test_sft_cpu),
+        cmocka_unit_test(test_dpo_sim),   cmocka_unit_test(test_sft_sim),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -136,7 +136,7 @@ static bool training_open(struct training *t, const char *name, const char *back
     const bool dpo = method == SPEC_DPO;
     const struct rig_opts o = {.dir = test_data_path("tiny128"),
                                .backend = backend,
-                               .threads = 2,
+                               .threads = 1,
                                .r = 8,
                                .nf4 = !dpo,
                                .dtype = SPEC_DTYPE_F32};
@@ -296,7 +296,7 @@ static void train(const char *name, const char *backend, enum spec_method method
 static void test_dpo_ref(void **state)
 {
     (void)state;
-    train("fixtures/trl/dpo.json", "ref", SPEC_DPO, 3);
+    train("fixtures/trl/dpo.json", "ref", SPEC_DPO, 2);
 }
 
 static void test_dpo_cpu(void **state)
@@ -308,7 +308,7 @@ static void test_dpo_cpu(void **state)
 static void test_sft_ref(void **state)
 {
     (void)state;
-    train("fixtures/trl/sft.json", "ref", SPEC_SFT, 3);
+    train("fixtures/trl/sft.json", "ref", SPEC_SFT, 1);
 }
 
 static void test_sft_cpu(void **state)

@@ -113,7 +113,7 @@ static int act(const char *what, struct link *l, const struct gang *g, int rank)
     if (strcmp(what, "early-peer") == 0)
         return RUN_EXIT_PEER;
     if (strcmp(what, "crash") == 0)
-        return raise(SIGSEGV);
+        return raise(SIGABRT);
     if (strcmp(what, "oom") == 0)
         return kill(getpid(), SIGKILL);
     if (strcmp(what, "still") == 0) /* beats, and makes no step */

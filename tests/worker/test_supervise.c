@@ -241,7 +241,7 @@ static void test_crash(void **state)
 
     (void)state;
     assert_int_equal(number(e, "first_rank"), 1);
-    assert_int_equal(number(e, "signal"), SIGSEGV);
+    assert_int_equal(number(e, "signal"), SIGABRT);
     assert_non_null(strstr(string(e, "error"), "rank 1 (cpu:1)"));
     rank_end(e, 0, 0, SIGKILL); /* did not notice, was ended after the grace time */
     json_decref(e);

@@ -46,7 +46,9 @@ struct reporter {
     bool connected, greeted, fenced, done;
     uint32_t version;
 
-    struct spool_tail *tail;
+    struct spool_tail *tail;     /* of rows_of                                     */
+    uint32_t rows_of;            /* whose rows are sent: first what earlier attempts left unsent */
+    bool rows_asked;             /* an earlier attempt's: the daemon has said from where on */
     struct spool_row rows[ROWS]; /* read and not yet acknowledged                  */
     int n_rows;
     bool rows_end; /* the spool has no more now                                   */
@@ -170,13 +172,49 @@ static void rows_acked(struct reporter *r, uint64_t next_n)
     r->n_rows -= k;
 }
 
+static bool catching_up(const struct reporter *r)
+{
+    return r->rows_of < r->o.gang->attempt;
+}
+
+/* The rows of an attempt, from the first. */
+static int rows_open(struct reporter *r, uint32_t attempt)
+{
+    char dir[LIMIT_PATH];
+
+    snprintf(dir, sizeof dir, "%s/attempts/%u", r->o.gang->output_dir, attempt);
+    spool_tail_close(r->tail);
+    r->tail = NULL;
+    r->rows_of = attempt;
+    r->n_rows = 0;
+    r->rows_end = r->rows_bad = r->rows_asked = false;
+    return spool_tail_open(attempt == r->o.gang->attempt ? r->o.attempt_dir : dir, &r->tail);
+}
+
+/* An earlier attempt's supervisor may have died before it had sent everything: the
+ * daemon is asked what it lacks of each, and gets it, before our own first row. */
+static void rows_next_attempt(struct reporter *r)
+{
+    while (catching_up(r) && r->rows_asked) {
+        rows_fill(r);
+        if (r->n_rows > 0)
+            return;
+        if (rows_open(r, r->rows_of + 1) < 0)
+            r->rows_bad = r->rows_end = r->rows_asked = true;
+    }
+}
+
 static void report_start(struct reporter *r)
 {
     struct msg_row rows[ROWS];
     struct msg m = {.type = MSG_T_w_report};
+    bool past;
 
-    rows_fill(r);
-    if (r->n_rows == 0 && !r->moved && now_ms() - r->told_ms < BEAT_MS)
+    rows_next_attempt(r);
+    past = catching_up(r);
+    if (!past || r->rows_asked)
+        rows_fill(r);
+    if (!past && r->n_rows == 0 && !r->moved && now_ms() - r->told_ms < BEAT_MS)
         return;
     for (int i = 0; i < r->n_rows; i++) {
         const struct spool_row *from = &r->rows[i];
@@ -196,13 +234,16 @@ static void report_start(struct reporter *r)
                                    .values = values};
     }
     WHO(r, m.w_report);
+    m.w_report.rows_attempt = past ? r->rows_of : 0;
     m.w_report.first_n = r->n_rows > 0 ? r->rows[0].n : 0;
     m.w_report.rows = (struct msg_rows){rows, (size_t)r->n_rows};
     m.w_report.phase = r->phase;
     m.w_report.step = r->step;
     m.w_report.steps = r->steps;
-    r->moved = false;
-    r->told_ms = now_ms();
+    if (!past) {
+        r->moved = false;
+        r->told_ms = now_ms();
+    }
     slot_start(r, REPORT, &m);
 }
 
@@ -344,7 +385,7 @@ static void exit_start(struct reporter *r)
     struct msg m = {.type = MSG_T_w_exit};
     uint32_t rank;
 
-    if (!r->record || r->slots[REPORT].busy || r->slots[LOG].busy)
+    if (!r->record || r->slots[REPORT].busy || r->slots[LOG].busy || catching_up(r))
         return;
     rows_fill(r);
     if (r->n_rows > 0 || !r->rows_end || log_due(r, &rank))
@@ -370,6 +411,12 @@ static void take_error(struct reporter *r, enum slot_kind kind, const struct msg
 
     if (e->code == MSG_GAP && kind == REPORT) {
         rows_seek(r, e->expect);
+        return;
+    }
+    if (e->code == MSG_INVALID && kind == REPORT && catching_up(r)) {
+        log_warn("report", "attempt=%u refused=\"%s\"; ignoring its rows", r->rows_of, e->text);
+        r->n_rows = 0;
+        r->rows_bad = r->rows_end = r->rows_asked = true;
         return;
     }
     if (e->code == MSG_FENCED) {
@@ -402,10 +449,18 @@ static void take_reply(struct reporter *r, enum slot_kind kind, const struct msg
         r->greeted = true;
         if (m->w_welcome.version >= MSG_WORKER_V_MIN && m->w_welcome.version <= MSG_WORKER_V_MAX)
             r->version = (uint32_t)m->w_welcome.version;
-        rows_seek(r, m->w_welcome.next_n);
+        r->n_rows = 0;
+        r->rows_asked = false;
+        if (!catching_up(r))
+            rows_seek(r, m->w_welcome.next_n);
         break;
     case MSG_T_w_ack:
-        rows_acked(r, m->w_ack.next_n);
+        if (catching_up(r) && !r->rows_asked) {
+            r->rows_asked = true;
+            rows_seek(r, m->w_ack.next_n);
+        } else {
+            rows_acked(r, m->w_ack.next_n);
+        }
         break;
     case MSG_T_w_log_ack:
         r->logs[s->rank].acked = m->w_log_ack.offset;
@@ -475,7 +530,7 @@ int reporter_open(const struct reporter_opts *o, struct reporter **ret, struct e
     for (int i = 0; i < LIMIT_RANKS; i++)
         r->logs[i].fd = -1;
     r->chunk = malloc(LIMIT_LOG_CHUNK);
-    if (!r->chunk || spool_tail_open(o->attempt_dir, &r->tail) < 0) {
+    if (!r->chunk || rows_open(r, 1) < 0) {
         err_set(err, e, "no memory to report to the daemon");
         goto fail;
     }

@@ -22,6 +22,9 @@ class Rig:
         self.state = self.dir / 's'
         self.slots = slots
         self.pid = 0
+        # Device locks of its own: what else runs on this machine is not in the way.
+        self.state.mkdir(mode=0o700)
+        (self.state / 'alignd.json').write_text(json.dumps({'devices_dir': f'{self.dir}/d'}))
         self.env = dict(os.environ, ALIGND_STATE=str(self.state), TERM='dumb')
         self.env.pop('ALIGND_HOST', None)
 

@@ -30,6 +30,32 @@ def sets(*more):
     return out
 
 
+COMMIT = '0123456789abcdef' * 2 + '01234567'
+
+
+def cached(rig):
+    """The demo's model as huggingface_hub keeps one: links into blobs/."""
+    repo = rig.dir / 'hub/models--demo--tiny'
+    snapshot = repo / 'snapshots' / COMMIT
+    snapshot.mkdir(parents=True)
+    (repo / 'blobs').mkdir()
+    (repo / 'refs').mkdir()
+    (repo / 'refs/main').write_text(COMMIT)
+    for i, name in enumerate(['config.json', 'model.safetensors', 'tokenizer.json', 'tokenizer_config.json']):
+        (repo / f'blobs/{i}').write_bytes((DEMO / name).read_bytes())
+        (snapshot / name).symlink_to(f'../../blobs/{i}')
+    rig.env['HF_HUB_CACHE'] = str(rig.dir / 'hub')
+    out = json.loads(rig.ctl('check', JOB, '--set', 'model_name_or_path=demo/tiny', '--json').stdout)
+    values = out['resolved']['values']
+    assert values['model_revision'] == COMMIT and values['model_dir'] == str(snapshot), values
+    job = int(rig.ctl('submit', JOB, *sets('max_steps=2', 'model_name_or_path=demo/tiny', f'output_dir={rig.dir}/c'),
+                      '--wait', '--parsable').stdout.split()[0])
+    spec = json.loads((rig.dir / 'c/spec.resolved.json').read_text())
+    assert spec['values']['model_revision'] == COMMIT, job
+    out = rig.ctl('check', JOB, '--set', 'model_name_or_path=demo/none', ok=False)
+    assert out.returncode == 1 and 'hf download demo/none' in out.stderr, out
+
+
 class Terminal:
     """`alignctl watch` on a terminal of its own."""
 
@@ -45,7 +71,7 @@ class Terminal:
     def size(self, rows, columns):
         fcntl.ioctl(self.fd, termios.TIOCSWINSZ, struct.pack('HHHH', rows, columns, 0, 0))
 
-    def wait(self, pattern, timeout=60):
+    def wait(self, pattern, timeout=120):
         end = time.monotonic() + timeout
         while not re.search(pattern, self.seen):
             if time.monotonic() > end:
@@ -133,9 +159,9 @@ def cancel_and_go_on(rig, job):
 
 def fails(rig):
     job = rig.submit(JOB, *FAST, 'max_steps=400', f'output_dir={rig.dir}/f')
-    end = time.monotonic() + 60
+    end = time.monotonic() + 180
     while not rig.gang(job, 1):
-        assert time.monotonic() < end
+        assert time.monotonic() < end, rig.ctl('list').stdout + (rig.state / 'alignd.log').read_text()[-3000:]
         time.sleep(0.1)
     rig.wait_state(job, ['RUNNING'])
     time.sleep(0.5)
@@ -159,6 +185,7 @@ def main():
         look(rig)
         cancel_and_go_on(rig, watch(rig))
         fails(rig)
+        cached(rig)
         assert 'has stopped' in rig.ctl('down').stdout
         assert rig.ctl('list', ok=False).returncode == 5
     finally:

@@ -252,8 +252,9 @@ static void check(const struct disk *d)
         if (!j->has_gang && j->n_values)
             fail_msg("job %llu keeps rendezvous values", ID(id));
         for (uint32_t i = 0; j->has_gang && i < j->gang.n_devices; i++) {
-            const unsigned n = (unsigned)atoi(strchr(j->gang_device[i], ':') + 1) % 16 +
-                               (j->gang_device[i][0] == 'g' ? 16 : 0);
+            const unsigned n =
+                (unsigned)strtoul(strchr(j->gang_device[i], ':') + 1, NULL, 10) % 16 +
+                (j->gang_device[i][0] == 'g' ? 16 : 0);
             if (held[n])
                 fail_msg("jobs %llu and %llu both hold %s", ID(id), ID(held[n]), j->gang_device[i]);
             held[n] = id;

@@ -198,7 +198,8 @@ struct gangs_log {
 };
 struct gangs_log *gangs_log(struct alignd *a, uint64_t job, uint32_t attempt, uint32_t rank);
 bool gangs_use_device(const struct alignd *a, const char *name);
-void gangs_close(struct alignd *a); /* gangs stay */
+bool gangs_busy(const struct alignd *a);
+void gangs_close(struct alignd *a); /* gangs stay; not while busy */
 
 /* ---- loop.c ---- */
 int loop_run(struct config *config, struct err *err); /* exit code, or negative errno   */

@@ -524,6 +524,14 @@ int gangs_reconcile(struct alignd *a, struct err *err)
     return 0;
 }
 
+bool gangs_busy(const struct alignd *a)
+{
+    for (const struct gang *g = a->gangs; g; g = g->next)
+        if (g->op != OP_NONE)
+            return true;
+    return false;
+}
+
 void gangs_close(struct alignd *a)
 {
     while (a->gangs) {

@@ -377,6 +377,8 @@ static int start(struct alignd *a, struct err *err)
 
 static void finish(struct alignd *a)
 {
+    while (gangs_busy(a)) /* calls in the pool use what is freed below */
+        uv_run(a->loop, UV_RUN_ONCE);
     server_close(a);
     effects_close(a);
     held_close(a);

@@ -115,6 +115,8 @@ static void flat_other(struct spec_flat *f, const struct spec_other *o, const js
         (void)snprintf(reason, sizeof reason, "%s is what alignd does anyway",
                        spec_value_show(v, show, sizeof show));
         flat_ignore(f, o->name, reason);
+    } else if (strcmp(o->neutral, "[]") == 0) { /* the value does not matter (or is a secret) */
+        spec_sink_add(sink, o->name, "%s: %s", o->name, o->reason);
     } else {
         spec_sink_add(sink, o->name, "%s: %s is not supported: %s", o->name,
                       spec_value_show(v, show, sizeof show), o->reason);

@@ -12,6 +12,8 @@ struct bpe_symbol {
     int32_t id;
     int32_t prev, next; /* -1: none */
     bool gone;
+    uint32_t rank; /* merge_few: of the pair with the next symbol, NO_RANK: none */
+    int32_t to;    /* what that pair becomes                                     */
 };
 
 struct bpe_merge {
@@ -25,7 +27,11 @@ struct pair {
     int32_t id;
 };
 
-#define EMPTY UINT64_MAX
+#define EMPTY   UINT64_MAX
+#define NO_RANK UINT32_MAX
+
+/* Up to so many symbols the best pair is found by looking at all of them. */
+enum { FEW = 24 };
 
 struct bpe {
     struct tokenizer_map *vocab;
@@ -33,6 +39,11 @@ struct bpe {
     size_t n_pairs; /* slots, a power of two */
     int32_t byte_id[256];
     int32_t unk;
+    /* Which characters may come to stand on the two sides of a seam that a merge closes:
+     * where none may, a word falls into parts that are merged on their own. */
+    uint64_t *seams; /* a set of (last, first), open addressing; 0: free */
+    size_t n_seams;
+    uint32_t *first, *last; /* of a piece's characters, by id */
     bool byte_fallback, fuse_unk, ignore_merges;
 };
 
@@ -97,6 +108,38 @@ static int merge_halves(const json_t *merge, const char **left, size_t *left_n, 
     return 0;
 }
 
+/* Where (last, first) is, or would be put, in the set of seams. */
+static uint64_t *find_seam(const struct bpe *b, uint32_t last, uint32_t first)
+{
+    const uint64_t key = ((uint64_t)last << 32 | first) + 1;
+    uint64_t h = key * 0x9e3779b97f4a7c15u;
+    h ^= h >> 32;
+    for (size_t i = h & (b->n_seams - 1);; i = (i + 1) & (b->n_seams - 1))
+        if (b->seams[i] == key || b->seams[i] == 0)
+            return &b->seams[i];
+}
+
+static int find_ends(struct bpe *b)
+{
+    const int32_t n = tokenizer_map_end(b->vocab);
+    b->first = calloc((size_t)n + 1, sizeof *b->first);
+    b->last = calloc((size_t)n + 1, sizeof *b->last);
+    if (!b->first || !b->last)
+        return -ENOMEM;
+    for (int32_t id = 0; id < n; id++) {
+        size_t k;
+        const char *s = tokenizer_map_string(b->vocab, id, &k);
+        if (!s || k == 0)
+            continue;
+        size_t i = k - 1;
+        while (i > 0 && ((unsigned char)s[i] & 0xc0) == 0x80)
+            i--;
+        (void)text_utf8_get(s, k, &b->first[id]);
+        (void)text_utf8_get(s + i, k - i, &b->last[id]);
+    }
+    return 0;
+}
+
 static int add_merge(struct bpe *b, const json_t *merge, size_t index, uint32_t rank,
                      struct text *joined, struct err *err)
 {
@@ -119,6 +162,7 @@ static int add_merge(struct bpe *b, const json_t *merge, size_t index, uint32_t 
                                : joined->s);
     struct pair *p = find_pair(b, l, r);
     *p = (struct pair){(uint64_t)(uint32_t)l << 32 | (uint32_t)r, rank, id};
+    *find_seam(b, b->last[l], b->first[r]) = ((uint64_t)b->last[l] << 32 | b->first[r]) + 1;
     return 0;
 }
 
@@ -134,8 +178,10 @@ static int read_merges(struct bpe *b, const json_t *merges, struct err *err)
     b->n_pairs = 64;
     while (b->n_pairs < 2 * n)
         b->n_pairs *= 2;
+    b->n_seams = b->n_pairs;
     b->pairs = malloc(b->n_pairs * sizeof *b->pairs);
-    if (!b->pairs)
+    b->seams = calloc(b->n_seams, sizeof *b->seams);
+    if (!b->pairs || !b->seams || find_ends(b))
         return -ENOMEM;
     for (size_t i = 0; i < b->n_pairs; i++)
         b->pairs[i].key = EMPTY;
@@ -210,6 +256,9 @@ void bpe_free(struct bpe *b)
         return;
     tokenizer_map_free(b->vocab);
     free(b->pairs);
+    free(b->seams);
+    free(b->first);
+    free(b->last);
     free(b);
 }
 
@@ -310,19 +359,15 @@ static size_t split_characters(const struct bpe *b, const char *s, size_t n, str
     return m;
 }
 
-static int merge_all(const struct bpe *b, struct bpe_work *w, size_t m)
+/* Merges symbols [from, to) by a heap of offers. */
+static int merge_many(const struct bpe *b, struct bpe_work *w, int32_t from, int32_t to)
 {
     struct bpe_symbol *s = w->symbols;
     int r = 0;
 
     w->heap_n = 0;
-    for (size_t i = 0; i < m; i++) {
-        s[i].prev = (int32_t)i - 1;
-        s[i].next = i + 1 < m ? (int32_t)i + 1 : -1;
-        s[i].gone = false;
-    }
-    for (size_t i = 0; i + 1 < m && !r; i++)
-        r = offer(b, w, (int32_t)i);
+    for (int32_t i = from; i < to && !r; i++)
+        r = offer(b, w, i);
     while (w->heap_n > 0 && !r) {
         const struct bpe_merge top = heap_pop(w);
         const int32_t at = (int32_t)(uint32_t)top.key, next = s[at].next;
@@ -340,6 +385,67 @@ static int merge_all(const struct bpe *b, struct bpe_work *w, size_t m)
             r = offer(b, w, s[at].prev);
         if (!r)
             r = offer(b, w, at);
+    }
+    return r;
+}
+
+static void rank_pair(const struct bpe *b, struct bpe_symbol *s, int32_t at)
+{
+    s[at].rank = NO_RANK;
+    if (s[at].next < 0)
+        return;
+    const struct pair *p = find_pair(b, s[at].id, s[s[at].next].id);
+    if (p->key != EMPTY) {
+        s[at].rank = p->rank;
+        s[at].to = p->id;
+    }
+}
+
+/* The same for a few symbols: the lowest rank, leftmost, until there is none. */
+static void merge_few(const struct bpe *b, struct bpe_symbol *s, int32_t from, int32_t to)
+{
+    for (int32_t i = from; i < to; i++)
+        rank_pair(b, s, i);
+    for (;;) {
+        int32_t at = from;
+        for (int32_t i = s[from].next; i >= 0; i = s[i].next)
+            if (s[i].rank < s[at].rank)
+                at = i;
+        if (s[at].rank == NO_RANK)
+            return;
+        const int32_t next = s[at].next;
+        s[at].id = s[at].to;
+        s[at].next = s[next].next;
+        s[next].gone = true;
+        if (s[at].next >= 0)
+            s[s[at].next].prev = at;
+        if (s[at].prev >= 0)
+            rank_pair(b, s, s[at].prev);
+        rank_pair(b, s, at);
+    }
+}
+
+/* Merges symbols [0, m), part by part. */
+static int merge_all(const struct bpe *b, struct bpe_work *w, size_t m)
+{
+    struct bpe_symbol *s = w->symbols;
+    int r = 0;
+
+    for (size_t from = 0, to; from < m && !r; from = to) {
+        s[from].prev = -1;
+        s[from].gone = false;
+        for (to = from + 1; to < m; to++) {
+            if (*find_seam(b, b->last[s[to - 1].id], b->first[s[to].id]) == 0)
+                break;
+            s[to - 1].next = (int32_t)to;
+            s[to].prev = (int32_t)to - 1;
+            s[to].gone = false;
+        }
+        s[to - 1].next = -1;
+        if (to - from > FEW)
+            r = merge_many(b, w, (int32_t)from, (int32_t)to);
+        else if (to - from > 1)
+            merge_few(b, s, (int32_t)from, (int32_t)to);
     }
     return r;
 }

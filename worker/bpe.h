@@ -1,8 +1,9 @@
 /* bpe.h - byte-pair encoding as Hugging Face tokenizers' BPE model does it.
  *
  * One word (what the pre-tokenizer left together) at a time: characters, then
- * merges by rank, leftmost first. A heap of candidate merges over a linked list:
- * O(n log n) in the length of a word, which for Llama-2 is a whole text.
+ * merges by rank, leftmost first. A word, which for Llama-2 is a whole text, first
+ * falls into the parts that no merge can join; a long part is merged by a heap of
+ * candidates over a linked list: O(n log n).
  * Definition: huggingface/tokenizers, models/bpe/{model,word}.rs. */
 #ifndef WORKER_BPE_H
 #define WORKER_BPE_H

@@ -13,17 +13,6 @@ static const char *template_name(enum spec_template t)
     return (size_t)t < sizeof names / sizeof names[0] ? names[t] : "?";
 }
 
-/* "source": "<path>", "set": "train" or "eval" of an example or a dropped row. */
-static int add_place(const struct spec *spec, int source, bool from_eval, bool in_eval,
-                     struct text *out)
-{
-    const struct spec_source *s = from_eval ? &spec->eval[source] : &spec->train[source];
-    int r = text_adds(out, "\"source\": ");
-    if (!r)
-        r = text_add_json(out, s->path, strlen(s->path));
-    return r ? r : text_addf(out, ", \"set\": \"%s\"", in_eval ? "eval" : "train");
-}
-
 /* ---- summary ---- */
 
 /* Rows of a source that are examples; those of a split lie in both sets. */
@@ -149,12 +138,6 @@ static int add_summary(const struct dataset *d, const struct spec *spec, struct 
     return r ? r : add_all_lengths(d, spec, out);
 }
 
-int dataview_summary(const struct dataset *d, const struct spec *spec, struct text *out)
-{
-    const int r = add_summary(d, spec, out);
-    return r ? r : text_adds(out, "}");
-}
-
 /* ---- rows ---- */
 
 static int add_piece(const struct tokenizer *tok, int32_t id, struct text *out)
@@ -204,9 +187,10 @@ static int add_reply(const struct example *e, int half, const char *name,
 static int add_row(const struct example *e, const struct spec *spec, const struct tokenizer *tok,
                    struct text *out)
 {
-    int r = text_adds(out, "{");
+    const char *path = spec->train[e->source].path;
+    int r = text_adds(out, "{\"source\": ");
     if (!r)
-        r = add_place(spec, e->source, false, false, out);
+        r = text_add_json(out, path, strlen(path));
     if (!r)
         r = text_addf(out, ", \"row\": %lld, \"ordinal\": %lld, \"cut\": [%s, %s], \"prompt\": [",
                       (long long)e->row, (long long)e->ordinal, e->cut[0] ? "true" : "false",
@@ -237,39 +221,4 @@ int dataview_show(const struct dataset *d, const struct spec *spec, const struct
             r = add_row(&d->train[i], spec, tok, out);
     }
     return r ? r : text_adds(out, "]}");
-}
-
-/* ---- files of the run ---- */
-
-int dataview_dropped(const struct dataset *d, const struct spec *spec, struct text *out)
-{
-    int r = text_add(out, "", 0);
-    for (int64_t i = 0; i < d->n_dropped && !r; i++) {
-        const struct dropped_row *x = &d->dropped[i];
-        r = text_adds(out, "{");
-        if (!r)
-            r = add_place(spec, x->source, x->eval, x->eval, out);
-        if (!r)
-            r = text_addf(out, ", \"row\": %lld, \"reason\": \"%s\"}\n", (long long)x->row,
-                          drop_reason_name(x->reason));
-    }
-    return r;
-}
-
-int dataview_selected(const struct dataset *d, const struct spec *spec, struct text *out)
-{
-    int r = text_add(out, "", 0);
-    for (int set = 0; set < 2; set++) {
-        const struct example *v = set ? d->eval : d->train;
-        const int64_t n = set ? d->n_eval : d->n_train;
-        const bool from_eval = set == 1 && spec->eval_split_from_train == 0;
-        for (int64_t i = 0; i < n && !r; i++) {
-            r = text_adds(out, "{");
-            if (!r)
-                r = add_place(spec, v[i].source, from_eval, set == 1, out);
-            if (!r)
-                r = text_addf(out, ", \"row\": %lld}\n", (long long)v[i].row);
-        }
-    }
-    return r;
 }

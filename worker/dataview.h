@@ -1,6 +1,4 @@
-/* dataview.h - a data set for people: what `data --show`, `--check` and the run's
- * dropped.jsonl and selected.jsonl say. Texts are appended to a struct text (starts
- * as {0}, text_free). All return 0 or -ENOMEM. */
+/* dataview.h - a data set for people: what `align-worker data --show` is made of. */
 #ifndef WORKER_DATAVIEW_H
 #define WORKER_DATAVIEW_H
 
@@ -18,20 +16,14 @@
  *   dropped   {"reason": count}, only reasons that occurred
  *   lengths   {"prompt"|"chosen"|"rejected"|"completion"|"pair": {"p50", "p95", "max"}}
  *             tokens over train and eval; pair: the prompt once
- * It is the data part of `--check`. */
-int dataview_summary(const struct dataset *d, const struct spec *spec, struct text *out);
-
-/* The summary's object with "rows", the first n training examples:
- *   {"source": path, "row", "ordinal", "cut": [bool, bool],
- *    "prompt": [token ...], "chosen": [...], "rejected": [...]}   (SFT: "completion")
+ *   rows      the first n training examples:
+ *             {"source": path, "row", "ordinal", "cut": [bool, bool],
+ *              "prompt": [token ...], "chosen": [...], "rejected": [...]}
+ *             (SFT: "completion")
  * token = [id, text, trained, kind]; kind is "bos", "prompt", "reply" or "eos". Bytes
- * that are no whole character are written <0xNN>. */
+ * that are no whole character are written <0xNN>. Appended to *out, which starts as
+ * {0} (text_free). Returns 0 or -ENOMEM. */
 int dataview_show(const struct dataset *d, const struct spec *spec, const struct tokenizer *tok,
                   int64_t n, struct text *out);
-
-/* dropped.jsonl: {"source": path, "set", "row", "reason"}, a line each. */
-int dataview_dropped(const struct dataset *d, const struct spec *spec, struct text *out);
-/* selected.jsonl: {"source": path, "set", "row"}, a line each, in order of examples. */
-int dataview_selected(const struct dataset *d, const struct spec *spec, struct text *out);
 
 #endif

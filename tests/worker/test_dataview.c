@@ -107,39 +107,10 @@ static void test_show(void **state)
     text_free(&out);
 }
 
-static void test_summary_and_files(void **state)
-{
-    const struct fixture *f = *state;
-    struct text out = {0};
-    const char *source, *reason, *set;
-    json_int_t row;
-
-    assert_int_equal(dataview_summary(f->set, &f->spec, &out), 0);
-    json_decref(parse(&out));
-    out.n = 0;
-    assert_int_equal(dataview_dropped(f->set, &f->spec, &out), 0);
-    json_t *j = parse(&out); /* one line, so one object */
-    assert_int_equal(json_unpack(j, "{s:s,s:s,s:I,s:s}", "source", &source, "set", &set, "row",
-                                 &row, "reason", &reason),
-                     0);
-    assert_string_equal(source, f->path);
-    assert_string_equal(set, "train");
-    assert_int_equal(row, 2);
-    assert_string_equal(reason, "same_reply");
-    json_decref(j);
-    out.n = 0;
-    assert_int_equal(dataview_selected(f->set, &f->spec, &out), 0);
-    assert_non_null(strstr(out.s, "\"row\": 1}\n"));
-    assert_non_null(strstr(out.s, "\"row\": 3}\n"));
-    assert_null(strstr(out.s, "\"row\": 2}"));
-    text_free(&out);
-}
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(test_show, set_up, tear_down),
-        cmocka_unit_test_setup_teardown(test_summary_and_files, set_up, tear_down),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

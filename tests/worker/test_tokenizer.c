@@ -135,6 +135,105 @@ static void test_merge_order(void **state)
     tokenizer_close(t);
 }
 
+/* A tokenizer made at random, and the plain definition of BPE beside it. */
+struct plain {
+    char piece[64][12];
+    int left[64], right[64]; /* of the merge that makes piece i; -1: a character */
+    int n;
+};
+
+static uint32_t draw(uint32_t *seed, uint32_t n)
+{
+    *seed = *seed * 1664525u + 1013904223u;
+    return (*seed >> 8) % n;
+}
+
+static void make_plain(struct plain *p, uint32_t *seed)
+{
+    static const char *const letters[] = {"a", "b", "c", "d", "\xc3\xa9"};
+    p->n = (int)(2 + draw(seed, ARRAY_LEN(letters) - 1));
+    for (int i = 0; i < p->n; i++) {
+        (void)snprintf(p->piece[i], sizeof p->piece[i], "%s", letters[i]);
+        p->left[i] = -1;
+    }
+    for (int tries = 0; tries < 80 && p->n < 64; tries++) {
+        const int l = (int)draw(seed, (uint32_t)p->n), r = (int)draw(seed, (uint32_t)p->n);
+        char joined[24];
+        (void)snprintf(joined, sizeof joined, "%s%s", p->piece[l], p->piece[r]);
+        bool known = strlen(joined) >= sizeof p->piece[0];
+        for (int i = 0; i < p->n && !known; i++)
+            known = !strcmp(p->piece[i], joined);
+        if (known)
+            continue;
+        (void)snprintf(p->piece[p->n], sizeof p->piece[0], "%s", joined);
+        p->left[p->n] = l;
+        p->right[p->n++] = r;
+    }
+}
+
+static struct tokenizer *open_plain(const struct plain *p)
+{
+    struct text t = {0};
+    assert_int_equal(text_adds(&t, "{\"model\":{\"vocab\":{"), 0);
+    for (int i = 0; i < p->n; i++)
+        assert_int_equal(text_addf(&t, "%s\"%s\":%d", i ? "," : "", p->piece[i], i), 0);
+    assert_int_equal(text_adds(&t, "},\"merges\":["), 0);
+    for (int i = 0, any = 0; i < p->n; i++)
+        if (p->left[i] >= 0)
+            assert_int_equal(text_addf(&t, "%s[\"%s\",\"%s\"]", any++ ? "," : "",
+                                       p->piece[p->left[i]], p->piece[p->right[i]]),
+                             0);
+    assert_int_equal(text_adds(&t, "]}}"), 0);
+    struct tokenizer *tok = open_json(t.s);
+    text_free(&t);
+    return tok;
+}
+
+/* Merges of lower rank come first, and of one rank the leftmost. */
+static int encode_plain(const struct plain *p, int32_t *ids, int n)
+{
+    for (;;) {
+        int best = p->n, at = -1;
+        for (int i = 0; i + 1 < n; i++)
+            for (int k = 0; k < best; k++)
+                if (p->left[k] == ids[i] && p->left[k] >= 0 && p->right[k] == ids[i + 1]) {
+                    best = k;
+                    at = i;
+                }
+        if (at < 0)
+            return n;
+        ids[at] = best;
+        memmove(ids + at + 1, ids + at + 2, (size_t)(n - at - 2) * sizeof *ids);
+        n--;
+    }
+}
+
+static void test_against_definition(void **state)
+{
+    (void)state;
+    static struct plain p;
+    uint32_t seed = 1;
+    for (int round = 0; round < 300; round++) {
+        make_plain(&p, &seed);
+        struct tokenizer *t = open_plain(&p);
+        int letters = 0;
+        while (letters < p.n && p.left[letters] < 0)
+            letters++;
+        for (int k = 0; k < 10; k++) {
+            int32_t ids[100];
+            char text[256] = "";
+            const int n = (int)draw(&seed, ARRAY_LEN(ids));
+            for (int i = 0; i < n; i++) {
+                ids[i] = (int32_t)draw(&seed, (uint32_t)letters);
+                (void)strncat(text, p.piece[ids[i]], sizeof text - strlen(text) - 1);
+            }
+            const int m = encode_plain(&p, ids, n);
+            check_ids(t, text, false, ids, (size_t)m);
+        }
+        tokenizer_close(t);
+    }
+}
+
 static void test_added_tokens(void **state)
 {
     (void)state;
@@ -364,11 +463,17 @@ static void test_threads(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_vectors),       cmocka_unit_test(test_folder),
-        cmocka_unit_test(test_merge_order),   cmocka_unit_test(test_added_tokens),
-        cmocka_unit_test(test_nfc),           cmocka_unit_test(test_refusals),
-        cmocka_unit_test(test_configuration), cmocka_unit_test(test_bad_text),
-        cmocka_unit_test(test_long_line),     cmocka_unit_test(test_threads),
+        cmocka_unit_test(test_vectors),
+        cmocka_unit_test(test_folder),
+        cmocka_unit_test(test_merge_order),
+        cmocka_unit_test(test_added_tokens),
+        cmocka_unit_test(test_against_definition),
+        cmocka_unit_test(test_nfc),
+        cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_configuration),
+        cmocka_unit_test(test_bad_text),
+        cmocka_unit_test(test_long_line),
+        cmocka_unit_test(test_threads),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -22,8 +22,9 @@ struct lora_item {
     int64_t row0, rows;
     int64_t s0;      /* first column of s */
     int64_t n0, n;   /* columns of the part */
-    const float *at; /* (K, r): A transposed, forward only */
-    const float *bt; /* (r, n): B transposed, forward only */
+    const float *at; /* forward: (K, group) A^T of this and the next parts; or NULL */
+    int64_t group;   /* forward: columns of s that `at` gives */
+    const float *bt; /* forward: (r, n) B^T */
 };
 
 /* The call in both directions: X (rows, k) times a packed matrix, plus adapters. */
@@ -84,13 +85,14 @@ static int list_items(const struct kn_weight *w, const struct kn_lora_seg *segs,
     return n;
 }
 
-static void transpose(const float *x, int64_t rows, int64_t cols, float *t)
+/* t (cols, ldt) = x (rows, cols) transposed. */
+static void transpose(const float *x, int64_t rows, int64_t cols, float *t, int64_t ldt)
 {
     for (int64_t c0 = 0; c0 < cols; c0 += 16) {
         const int64_t c1 = c0 + 16 < cols ? c0 + 16 : cols;
         for (int64_t r = 0; r < rows; r++) {
             for (int64_t c = c0; c < c1; c++)
-                t[c * rows + r] = x[r * cols + c];
+                t[c * ldt + r] = x[r * cols + c];
         }
     }
 }
@@ -187,13 +189,13 @@ static void fwd_s(const struct linear *l, const struct kn_linear_fwd *a, const s
     const float *x = rows_as_float(l, &a->x, lo, hi, 0, l->w->k, l->drop, i->part, copy, &ld);
 
     l->ctx->vec->mm(&(struct cpu_mm){.rows = hi - lo,
-                                     .cols = i->l->r,
+                                     .cols = i->group,
                                      .depth = l->w->k,
                                      .a = x,
                                      .a_row = ld,
                                      .a_depth = 1,
                                      .b = i->at,
-                                     .ldb = i->l->r,
+                                     .ldb = i->group,
                                      .c = a->s + lo * a->s_cols + i->s0,
                                      .ldc = a->s_cols});
 }
@@ -253,21 +255,45 @@ static int fwd_tile(const struct linear *l, const struct kn_linear_fwd *a, int t
     return 0;
 }
 
-/* Room for A^T and B^T of every item, and their making, an item a turn. */
+/* How many items from n on read the same rows of x: the parts of a segment, unless
+ * each has a dropout mask of its own. */
+static int group_items(const struct linear *l, int n)
+{
+    int end = n + 1;
+
+    while (!l->drop && end < l->n_items && l->items[end].row0 == l->items[n].row0)
+        end++;
+    return end - n;
+}
+
+/* A^T of every group side by side, then each B^T. Returns the floats that takes;
+ * room NULL: only counts. Columns no part of a group fills are 0. */
 static size_t fwd_transposed(const struct linear *l, float *room)
 {
+    const int64_t k = l->w->k;
     size_t used = 0;
 
+    for (int n = 0; n < l->n_items;) {
+        struct lora_item *first = &l->items[n];
+        const int count = group_items(l, n);
+        const struct lora_item *last = &l->items[n + count - 1];
+        first->group = last->s0 + last->l->r - first->s0;
+        if (room) {
+            first->at = memset(room + used, 0, (size_t)(first->group * k) * sizeof(float));
+            for (int i = n; i < n + count; i++)
+                transpose(l->items[i].l->a, l->items[i].l->r, k,
+                          room + used + l->items[i].s0 - first->s0, first->group);
+        }
+        used += (size_t)(first->group * k);
+        n += count;
+    }
     for (int n = 0; n < l->n_items; n++) {
         struct lora_item *i = &l->items[n];
         if (room) {
-            float *at = room + used, *bt = at + i->l->r * l->w->k;
-            transpose(i->l->a, i->l->r, l->w->k, at);
-            transpose(i->l->b, i->n, i->l->r, bt);
-            i->at = at;
-            i->bt = bt;
+            transpose(i->l->b, i->n, i->l->r, room + used, i->n);
+            i->bt = room + used;
         }
-        used += (size_t)i->l->r * (size_t)(l->w->k + i->n);
+        used += (size_t)(i->l->r * i->n);
     }
     return used;
 }
@@ -286,7 +312,7 @@ static int fwd_run(const struct linear *l, const struct kn_linear_fwd *a, int t)
         if (a->n_segs > 0 && a->s_cols > 0)
             memset(a->s + r0 * a->s_cols, 0, (size_t)(rows * a->s_cols) * sizeof(float));
         for (int n = 0; n < l->n_items; n++) {
-            if (shared_rows(l, &l->items[n], tile, &lo, &hi))
+            if (l->items[n].at && shared_rows(l, &l->items[n], tile, &lo, &hi))
                 fwd_s(l, a, &l->items[n], lo, hi, copy);
         }
     }

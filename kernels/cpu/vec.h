@@ -28,6 +28,7 @@ typedef float vf __attribute__((vector_size(VW * 4)));
 typedef int32_t vi __attribute__((vector_size(VW * 4)));
 typedef uint32_t vu __attribute__((vector_size(VW * 4)));
 typedef uint16_t vh __attribute__((vector_size(VW * 2)));
+typedef uint64_t vq __attribute__((vector_size(VW * 4)));
 
 VINLINE vf vf_set(float x)
 {
@@ -51,6 +52,11 @@ VINLINE void vf_store(float *p, vf v)
 VINLINE vf vf_fma(vf a, vf b, vf c)
 {
     return _mm512_fmadd_ps(a, b, c);
+}
+/* Low halves of the 64-bit lanes, multiplied to 64 bits. */
+VINLINE vq vq_mul(vq a, vq b)
+{
+    return (vq)_mm512_mul_epu32((__m512i)a, (__m512i)b);
 }
 /* The second operand where either is NaN. */
 VINLINE vf vf_max(vf a, vf b)
@@ -80,6 +86,10 @@ VINLINE void vf_store_n(float *p, vf v, int64_t n)
 VINLINE vf vf_fma(vf a, vf b, vf c)
 {
     return _mm256_fmadd_ps(a, b, c);
+}
+VINLINE vq vq_mul(vq a, vq b)
+{
+    return (vq)_mm256_mul_epu32((__m256i)a, (__m256i)b);
 }
 VINLINE vf vf_max(vf a, vf b)
 {
@@ -111,6 +121,10 @@ VINLINE void vf_store_n(float *p, vf v, int64_t n)
 VINLINE vf vf_fma(vf a, vf b, vf c)
 {
     return a * b + c;
+}
+VINLINE vq vq_mul(vq a, vq b)
+{
+    return (vq)_mm_mul_epu32((__m128i)a, (__m128i)b);
 }
 VINLINE vf vf_max(vf a, vf b)
 {

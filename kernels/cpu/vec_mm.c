@@ -1,12 +1,12 @@
 /* vec_mm.c - small matrix products in registers: adapters and attention.
  *
- * A block of MR rows and NV vectors of columns is summed in registers, one
+ * A block of mr rows and nv vectors of columns is summed in registers, one
  * broadcast of A and one vector of B at a time. Each element is one chain of
  * multiply-adds in the order of d, whatever block it falls into. */
 #include "vec.h"
 
-#if VW == 16 /* 32 registers: 6 x 4 sums, 4 of B, a broadcast */
-enum { MR = 6, NV = 4 };
+#ifdef __AVX512F__ /* 32 registers: 24 sums, up to 4 of B, a broadcast */
+enum { MR = 8, NV = 4 };
 #else
 enum { MR = 6, NV = 2 };
 #endif
@@ -50,13 +50,13 @@ VINLINE void mm_block(const struct cpu_mm *m, int64_t i0, int64_t j0, const int 
     }
 }
 
-VINLINE void mm_rows(const struct cpu_mm *m, int64_t j0, const int nv, const bool whole,
-                     int64_t tail)
+VINLINE void mm_rows(const struct cpu_mm *m, int64_t j0, const int mr, const int nv,
+                     const bool whole, int64_t tail)
 {
     int64_t i = 0;
 
-    for (; i + MR <= m->rows; i += MR)
-        mm_block(m, i, j0, MR, nv, whole, tail);
+    for (; i + mr <= m->rows; i += mr)
+        mm_block(m, i, j0, mr, nv, whole, tail);
     if (i + 4 <= m->rows) {
         mm_block(m, i, j0, 4, nv, whole, tail);
         i += 4;
@@ -69,26 +69,51 @@ VINLINE void mm_rows(const struct cpu_mm *m, int64_t j0, const int nv, const boo
         mm_block(m, i, j0, 1, nv, whole, tail);
 }
 
+/* nv vectors of columns from j0 on, the last of them `tail` long. */
+static void mm_columns(const struct cpu_mm *m, int64_t j0, int64_t nv, int64_t tail)
+{
+    const bool whole = tail == VW;
+
+    switch (nv * 2 + whole) {
+#ifdef __AVX512F__
+    case 9:
+        mm_rows(m, j0, 6, 4, true, VW);
+        break;
+    case 8:
+        mm_rows(m, j0, 6, 4, false, tail);
+        break;
+    case 7:
+        mm_rows(m, j0, 8, 3, true, VW);
+        break;
+    case 6:
+        mm_rows(m, j0, 8, 3, false, tail);
+        break;
+#endif
+    case 5:
+        mm_rows(m, j0, MR, 2, true, VW);
+        break;
+    case 4:
+        mm_rows(m, j0, MR, 2, false, tail);
+        break;
+    case 3:
+        mm_rows(m, j0, MR, 1, true, VW);
+        break;
+    default:
+        mm_rows(m, j0, MR, 1, false, tail);
+        break;
+    }
+}
+
 void VNAME(vec_mm)(const struct cpu_mm *m)
 {
-    const int64_t vectors = m->cols / VW, tail = m->cols % VW;
-    int64_t v = 0;
+    const int64_t vectors = (m->cols + VW - 1) / VW;
+    const int64_t most = VW == 16 && vectors % 4 != 0 ? 3 : NV;
 
-    for (; v + NV <= vectors; v += NV)
-        mm_rows(m, v * VW, NV, true, VW);
-#if VW == 16
-    if (v + 3 <= vectors) {
-        mm_rows(m, v * VW, 3, true, VW);
-        v += 3;
-    } else if (v + 2 <= vectors) {
-        mm_rows(m, v * VW, 2, true, VW);
-        v += 2;
+    for (int64_t v = 0; v < vectors; v += most) {
+        const int64_t nv = vectors - v < most ? vectors - v : most;
+        const int64_t cols = m->cols - v * VW;
+        mm_columns(m, v * VW, nv, cols >= nv * VW ? VW : cols - (nv - 1) * VW);
     }
-#endif
-    if (v < vectors)
-        mm_rows(m, v * VW, 1, true, VW);
-    if (tail)
-        mm_rows(m, vectors * VW, 1, false, tail);
 }
 
 /* The end of a tile: 0 is added so that an adapter that is off and one whose B is

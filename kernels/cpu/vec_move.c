@@ -2,40 +2,55 @@
 #include "../philox.h"
 #include "vec.h"
 
-/* The factors of columns [c, c + 4 * VW) of one row: lane i of word w belongs to
- * column c + 4 i + w. The rounds are kn_philox's, VW counters side by side. */
+/* High and low words of x * m, lane by lane. */
+VINLINE void mul_words(vu x, uint32_t m, vu *ret_high, vu *ret_low)
+{
+    const vq by = (vq){0} + m, low = {0}, even = vq_mul((vq)x, by), odd = vq_mul((vq)x >> 32, by);
+    const vq upper = low + 0xffffffff00000000u;
+
+    *ret_high = (vu)((even >> 32) | (odd & upper));
+    *ret_low = (vu)((even & ~upper) | (odd << 32));
+}
+
+/* a[0], b[0], a[1], b[1], ... of the lower or the upper halves. */
+VINLINE vf interleave(vf a, vf b, bool upper)
+{
+    const vi lanes = vi_lanes();
+
+    return __builtin_shuffle(a, b, (lanes >> 1) + (upper ? VW / 2 : 0) + (lanes & 1) * VW);
+}
+
+/* The factors of columns [c, c + 4 * VW) of one row. The rounds are kn_philox's,
+ * VW counters side by side: word w of lane i belongs to column c + 4 i + w. */
 static void drop_factors(const struct kn_dropout *d, int part, uint64_t row_key, int64_t col,
                          float *out)
 {
     const uint64_t threshold = kn_drop_threshold(d->p);
-    const float kept = 1.0f / (1.0f - d->p);
-    uint32_t x0[VW], x1[VW], x2[VW], x3[VW];
+    /* threshold <= 2^32 - 256: p < 1 is at most 1 - 2^-24 */
+    const vu least = (vu){0} + (uint32_t)threshold;
+    const vf kept = vf_set(1.0f / (1.0f - d->p));
     uint32_t k0 = (uint32_t)d->seed, k1 = (uint32_t)(d->seed >> 32);
+    vu x[4] = {(vu)vi_lanes() + (uint32_t)(col / 4), (vu){0} + (uint32_t)row_key,
+               (vu){0} + (uint32_t)(row_key >> 32), (vu){0} + (d->stream + (uint32_t)part)};
+    vf f[4];
 
-    for (int i = 0; i < VW; i++) {
-        x0[i] = (uint32_t)(col / 4) + (uint32_t)i;
-        x1[i] = (uint32_t)row_key;
-        x2[i] = (uint32_t)(row_key >> 32);
-        x3[i] = d->stream + (uint32_t)part;
-    }
     for (int round = 0; round < 10; round++) {
-        for (int i = 0; i < VW; i++) {
-            const uint64_t p0 = (uint64_t)0xD2511F53u * x0[i], p1 = (uint64_t)0xCD9E8D57u * x2[i];
-            const uint32_t y0 = (uint32_t)(p1 >> 32) ^ x1[i] ^ k0;
-            const uint32_t y2 = (uint32_t)(p0 >> 32) ^ x3[i] ^ k1;
-            x0[i] = y0;
-            x1[i] = (uint32_t)p1;
-            x2[i] = y2;
-            x3[i] = (uint32_t)p0;
-        }
+        vu high0, low0, high1, low1;
+        mul_words(x[0], 0xD2511F53u, &high0, &low0);
+        mul_words(x[2], 0xCD9E8D57u, &high1, &low1);
+        x[0] = high1 ^ x[1] ^ k0;
+        x[1] = low1;
+        x[2] = high0 ^ x[3] ^ k1;
+        x[3] = low0;
         k0 += 0x9E3779B9u;
         k1 += 0xBB67AE85u;
     }
-    for (int i = 0; i < VW; i++) {
-        out[4 * i] = x0[i] >= threshold ? kept : 0.0f;
-        out[4 * i + 1] = x1[i] >= threshold ? kept : 0.0f;
-        out[4 * i + 2] = x2[i] >= threshold ? kept : 0.0f;
-        out[4 * i + 3] = x3[i] >= threshold ? kept : 0.0f;
+    for (int w = 0; w < 4; w++)
+        f[w] = vf_select((vi)(x[w] >= least), kept, (vf){0});
+    for (int half = 0; half < 2; half++) {
+        const vf even = interleave(f[0], f[2], half), odd = interleave(f[1], f[3], half);
+        vf_store(out + half * 2 * VW, interleave(even, odd, false));
+        vf_store(out + half * 2 * VW + VW, interleave(even, odd, true));
     }
 }
 

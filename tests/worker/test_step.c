@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "tests/support/example_set.h"
+#include "tests/support/shelf.h"
 #include "tests/support/test_data.h"
 #include "worker/evaluate.h"
 #include "worker/link.h"
@@ -150,7 +151,9 @@ struct gang {
     const struct spec *spec;
     const struct dataset *data;
     uint32_t ranks;
+    const char *coll;
     void *local;
+    struct shelf shelf;
     unsigned told[LIMIT_RANKS];
     int steps;
     /* out */
@@ -170,10 +173,12 @@ static void *rank_main(void *arg)
 {
     struct member *m = arg;
     struct gang *g = m->g;
-    struct coll_opts co = {.backend = "local",
+    const struct coll_store store = {shelf_put, shelf_get, &g->shelf};
+    struct coll_opts co = {.backend = g->coll,
                            .rank = m->rank,
                            .ranks = g->ranks,
                            .local = g->local,
+                           .store = &store,
                            .timeout_ms = 60000};
     struct coll *c = NULL;
     struct trainer t = {0};
@@ -201,15 +206,23 @@ static void *rank_main(void *arg)
     return NULL;
 }
 
-static struct gang *gang_run(const struct spec *spec, const struct dataset *data, uint32_t ranks,
-                             int steps, int told)
+static struct gang *gang_run(const char *coll, const struct spec *spec, const struct dataset *data,
+                             uint32_t ranks, int steps, int told)
 {
     struct gang *g = calloc(1, sizeof *g);
     struct member m[LIMIT_RANKS];
     pthread_t th[LIMIT_RANKS];
 
     *g = (struct gang){
-        .spec = spec, .data = data, .ranks = ranks, .steps = steps, .local = coll_local_new(ranks)};
+        .coll = coll,
+        .spec = spec,
+        .data = data,
+        .ranks = ranks,
+        .steps = steps,
+        .local = coll_local_new(ranks),
+    };
+    pthread_mutex_init(&g->shelf.mutex, NULL);
+    pthread_cond_init(&g->shelf.changed, NULL);
     if (told >= 0)
         g->told[told] = LINK_STOP;
     for (uint32_t r = 0; r < ranks; r++) {
@@ -233,6 +246,8 @@ static void gang_free(struct gang *g)
 {
     for (uint32_t r = 0; r < g->ranks; r++)
         free(g->pmv[r]);
+    pthread_mutex_destroy(&g->shelf.mutex);
+    pthread_cond_destroy(&g->shelf.changed);
     free(g);
 }
 
@@ -273,7 +288,7 @@ static void ranks_agree(enum spec_method method)
 
     example_set_random(&data, 11, 26, 9, 14, 512, method == SPEC_DPO);
     for (size_t i = 0; i < ARRAY_LEN(ranks); i++)
-        g[i] = gang_run(&spec, &data, ranks[i], STEPS, -1);
+        g[i] = gang_run("gloo", &spec, &data, ranks[i], STEPS, -1);
     for (size_t i = 1; i < ARRAY_LEN(ranks); i++) {
         assert_memory_equal(g[i]->results[0][0].v, g[0]->results[0][0].v,
                             sizeof g[0]->results[0][0].v);
@@ -301,6 +316,7 @@ static void ranks_agree_sft(void **state)
     ranks_agree(SPEC_SFT);
 }
 
+/* ... whatever carries them: Gloo over TCP, or threads. */
 static void twice_the_same_bytes(void **state)
 {
     const struct spec spec = small_spec(SPEC_DPO);
@@ -309,8 +325,8 @@ static void twice_the_same_bytes(void **state)
 
     (void)state;
     example_set_random(&data, 12, 20, 0, 12, 512, true);
-    a = gang_run(&spec, &data, 2, 6, -1);
-    b = gang_run(&spec, &data, 2, 6, -1);
+    a = gang_run("gloo", &spec, &data, 2, 6, -1);
+    b = gang_run("local", &spec, &data, 2, 6, -1);
     assert_memory_equal(a->pmv[0], b->pmv[0], 3 * (size_t)a->n * sizeof(float));
     assert_memory_equal(a->results[0], b->results[0], sizeof a->results[0]);
     gang_free(a);
@@ -327,7 +343,7 @@ static void flags_reach_every_rank(void **state)
     (void)state;
     example_set_random(&data, 13, 8, 0, 8, 512, true);
     for (int told = 0; told < 4; told++) {
-        struct gang *g = gang_run(&spec, &data, 4, 3, told);
+        struct gang *g = gang_run("local", &spec, &data, 4, 3, told);
         for (int r = 0; r < 4; r++) {
             assert_int_equal(g->results[r][0].flags, 0);
             assert_int_equal(g->results[r][1].flags, LINK_STOP);

@@ -197,7 +197,7 @@ static void boot_id(char *buf, size_t size)
     buf[strcspn(buf, "\n")] = '\0';
 }
 
-/* o's text into the file `name`; takes o; *ret_text may be NULL. */
+/* o's text into the file `name`; takes o. ret_text may be NULL. */
 static int write_json(int dir_fd, const char *name, json_t *o, char **ret_text)
 {
     char *text = o ? json_text(o, JSON_COMPACT) : NULL;
@@ -205,7 +205,7 @@ static int write_json(int dir_fd, const char *name, json_t *o, char **ret_text)
     int r = text ? atomic_file_replace(dir_fd, name, &part, 1) : -ENOMEM;
 
     json_decref(o);
-    if (r == 0 && ret_text)
+    if (ret_text)
         *ret_text = text;
     else
         free(text);

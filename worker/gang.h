@@ -61,7 +61,8 @@ struct gang_exit {                /* exit.json */
     struct gang_end ranks[LIMIT_RANKS];
 };
 
-/* Writes exit.json and returns its text (malloc'ed) in *ret_text. */
+/* Writes exit.json. *ret_text: its text (malloc'ed), also when writing failed; NULL without
+ * memory. */
 int gang_write_exit(int dir_fd, const struct gang *g, const struct gang_exit *e, char **ret_text);
 /* The text of an earlier exit.json: 0, -ENOENT, -EBADMSG (no record), -errno. */
 int gang_read_exit(int dir_fd, char **ret_text, struct gang_exit *ret);

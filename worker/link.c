@@ -18,7 +18,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { STEP_TIMES = 32, ERROR_BYTES = 1024 };
+enum { STEP_TIMES = 32, ERROR_BYTES = 1024, STEP_BEAT_MS = 20 };
 
 enum down_kind { DOWN_FLAGS = 1, DOWN_VALUE, DOWN_PATIENCE };
 
@@ -48,6 +48,7 @@ struct link {
     pthread_mutex_t mutex;
     pthread_cond_t changed;
     bool quit, lost, beat_now;
+    int64_t beat_at; /* clock of the latest beat                                   */
     enum link_phase phase;
     int64_t step, steps;
     int64_t step_at;           /* clock of the latest step, 0: none yet         */
@@ -131,6 +132,7 @@ static void link_beat(struct link *l)
     say = l->error_new;
     memcpy(error, l->error, sizeof error);
     l->beat_now = false;
+    l->beat_at = now_ms();
     pthread_mutex_unlock(&l->mutex);
 
     if (say) {
@@ -341,7 +343,9 @@ void link_progress(struct link *l, enum link_phase phase, int64_t step, int64_t 
     if (phase == LINK_TRAINING && l->phase == LINK_TRAINING && step == l->step + 1 && l->step_at)
         l->times[l->n_times++ % STEP_TIMES] = t - l->step_at;
     l->step_at = phase == LINK_TRAINING ? t : 0;
-    now = phase != l->phase || steps != l->steps;
+    /* A step is news, with its row in the spool; steps of a millisecond are not each. */
+    now = phase != l->phase || steps != l->steps ||
+          (step != l->step && t - l->beat_at >= STEP_BEAT_MS);
     l->phase = phase;
     l->step = step;
     l->steps = steps;

@@ -32,7 +32,8 @@ void link_signals(struct link *l);
 unsigned link_flags(const struct link *l);
 void link_clear(struct link *l, unsigned flags);
 
-/* Where the rank is; sent with the next beat, or at once when phase changes. */
+/* Where the rank is; sent at once when phase or step changes, but for steps that
+ * follow each other within 20 ms, or with the next beat. */
 void link_progress(struct link *l, enum link_phase phase, int64_t step, int64_t steps);
 
 /* The sentence with which this rank will fail; goes into exit.json. */

@@ -87,7 +87,8 @@ int rank_run(int rank, pid_t supervisor)
     int r = child_begin(supervisor), code = RUN_EXIT_ERROR;
 
     signal(SIGPIPE, SIG_IGN); /* gloo */
-    signal(SIGINT, SIG_IGN);  /* Ctrl-C is the supervisor's */
+    signal(SIGINT, SIG_IGN);  /* Ctrl-C and a closed terminal are the supervisor's */
+    signal(SIGHUP, SIG_IGN);
     if (r == 0)
         r = gang_read(CHILD_GANG_FD, &k.gang, &err);
     if (r == 0 && (rank < 0 || rank >= k.gang->n_devices))

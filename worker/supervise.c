@@ -2,55 +2,22 @@
 #include "worker/supervise.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/eventfd.h>
-#include <sys/file.h>
-#include <sys/resource.h>
 #include <sys/signalfd.h>
-#include <sys/stat.h>
-#include <sys/time.h>
 #include <time.h>
 #include <unistd.h>
 
+#include "proto/atomic_file.h"
 #include "proto/log.h"
 #include "proto/msg.h"
-#include "worker/child.h"
-#include "worker/folder.h"
-#include "worker/host.h"
-#include "worker/meeting.h"
-#include "worker/reporter.h"
 #include "worker/run.h"
+#include "worker/supervise_impl.h"
 
-enum { TICK_MS = 100, LOCK_TRIES = 20, LOCK_WAIT_MS = 50 };
-
-struct supervisor {
-    struct supervise_opts o;
-    struct gang *gang;
-    int dir_fd, lock_fd, signal_fd, wake_fd;
-    char attempt_dir[LIMIT_PATH];
-    struct child ranks[LIMIT_RANKS];
-    int n_ranks, n_alive;
-    struct reporter_ask asks[LIMIT_RANKS];
-    struct meeting *meeting;   /* without a daemon                                   */
-    struct reporter *reporter; /* with one                                           */
-    struct spool_tail *tail;   /* for o.row                                          */
-    struct link_packet *packet;
-    int64_t started_ms, ending_ms; /* clock; ending: the first failure               */
-    int64_t patience_ms;           /* clock of the last tick without a daemon        */
-    bool stopped, killed;          /* told to stop; to end at once                   */
-    int interrupts;
-    int first_rank; /* that failed; -1                                               */
-    char why[1024]; /* our own reason for ending the gang                            */
-    struct rusage used;
-    int64_t peak_kb;
-    enum link_phase phase; /* of rank 0                                              */
-    int64_t step, steps;
-};
+enum { TICK_MS = 100 };
 
 static int64_t now_ms(void)
 {
@@ -58,145 +25,6 @@ static int64_t now_ms(void)
 
     clock_gettime(CLOCK_MONOTONIC, &t);
     return (int64_t)t.tv_sec * 1000 + t.tv_nsec / 1000000;
-}
-
-/* ---- ending ---- */
-
-static void tell_all(struct supervisor *s, unsigned flags)
-{
-    for (int i = 0; i < s->n_ranks; i++)
-        child_tell(&s->ranks[i], flags);
-}
-
-static void kill_all(struct supervisor *s)
-{
-    for (int i = 0; i < s->n_ranks; i++)
-        child_kill(&s->ranks[i]);
-}
-
-/* The gang is lost: the others get grace_ms to notice and say so. */
-static void end_gang(struct supervisor *s, int rank, const char *why)
-{
-    if (s->ending_ms == 0)
-        s->ending_ms = now_ms();
-    if (s->first_rank < 0 && rank >= 0) {
-        s->first_rank = rank;
-        snprintf(s->why, sizeof s->why, "%s", why);
-    }
-}
-
-static bool failed_itself(const struct child *c)
-{
-    if (!c->over || c->killed)
-        return false;
-    return c->signal != 0 ||
-           (c->code != RUN_EXIT_DONE && c->code != RUN_EXIT_STOPPED && c->code != RUN_EXIT_PEER);
-}
-
-static void describe_end(const struct child *c, int rank, const struct gang *g, char *buf,
-                         size_t size)
-{
-    if (c->error[0])
-        snprintf(buf, size, "%s", c->error);
-    else if (c->signal == SIGKILL)
-        snprintf(buf, size,
-                 "rank %d (%s) was killed with SIGKILL by somebody else; the kernel does that when "
-                 "memory runs out",
-                 rank, g->devices[rank]);
-    else if (c->signal != 0)
-        snprintf(buf, size, "rank %d (%s) died of signal %d (%s)", rank, g->devices[rank],
-                 c->signal, strsignal(c->signal));
-    else
-        snprintf(buf, size, "rank %d (%s) exited with code %d", rank, g->devices[rank], c->code);
-}
-
-static void reap(struct supervisor *s)
-{
-    for (int i = 0; i < s->n_ranks; i++) {
-        struct child *c = &s->ranks[i];
-        struct rusage u;
-        char why[1024];
-
-        if (c->over || !child_reap(c, &u))
-            continue;
-        while (child_hear(c, s->packet) == 1)
-            ; /* its last words */
-        s->n_alive--;
-        timeradd(&s->used.ru_utime, &u.ru_utime, &s->used.ru_utime);
-        timeradd(&s->used.ru_stime, &u.ru_stime, &s->used.ru_stime);
-        if (u.ru_maxrss > s->peak_kb)
-            s->peak_kb = u.ru_maxrss;
-        log_info("rank_over", "rank=%d code=%d signal=%d step=%lld", i, c->code, c->signal,
-                 (long long)c->step);
-        if (c->code == RUN_EXIT_DONE && c->signal == 0)
-            continue;
-        describe_end(c, i, s->gang, why, sizeof why);
-        if (failed_itself(c))
-            end_gang(s, i, why);
-        else if (c->code == RUN_EXIT_PEER && !c->killed)
-            end_gang(s, -1, why);
-    }
-}
-
-/* ---- watching ---- */
-
-static void watch_silence(struct supervisor *s, int64_t now)
-{
-    char why[256];
-
-    for (int i = 0; i < s->n_ranks; i++) {
-        struct child *c = &s->ranks[i];
-        if (c->over || c->killed || now - c->heard_ms < s->gang->silence_ms)
-            continue;
-        snprintf(why, sizeof why, "rank %d (%s) was silent for %.0f s and was killed", i,
-                 s->gang->devices[i], (double)(now - c->heard_ms) / 1000);
-        log_warn("rank_silent", "rank=%d ms=%lld", i, (long long)(now - c->heard_ms));
-        end_gang(s, i, why);
-        child_kill(c);
-    }
-}
-
-/* All ranks of a step wait for the slowest: the bound holds for the gang. */
-static void watch_steps(struct supervisor *s, int64_t now)
-{
-    int64_t latest = 0, bound = s->gang->stall_ms;
-    int behind = -1;
-    char why[256];
-
-    for (int i = 0; i < s->n_ranks; i++) {
-        const struct child *c = &s->ranks[i];
-        if (c->over || c->phase != LINK_TRAINING)
-            return;
-        if (c->moved_ms > latest)
-            latest = c->moved_ms;
-        if (10 * c->step_ms > bound)
-            bound = 10 * c->step_ms;
-        if (behind < 0 || c->step < s->ranks[behind].step)
-            behind = i;
-    }
-    if (behind < 0 || s->killed || now - latest < bound)
-        return;
-    snprintf(why, sizeof why,
-             "no step for %.0f s (bound %.0f s); rank %d (%s) stands at step %lld; all were killed",
-             (double)(now - latest) / 1000, (double)bound / 1000, behind, s->gang->devices[behind],
-             (long long)s->ranks[behind].step);
-    end_gang(s, behind, why);
-    kill_all(s);
-}
-
-static void watch(struct supervisor *s)
-{
-    const int64_t now = now_ms();
-
-    if (s->n_alive == 0)
-        return;
-    watch_silence(s, now);
-    if (s->ending_ms == 0)
-        watch_steps(s, now);
-    else if (now - s->ending_ms >= s->gang->grace_ms)
-        kill_all(s);
-    for (int i = 0; i < s->n_ranks; i++)
-        child_cap_log(&s->ranks[i]);
 }
 
 /* ---- the loop's inputs ---- */
@@ -270,15 +98,15 @@ static void patience(struct supervisor *s)
 static void obey(struct supervisor *s, unsigned orders)
 {
     if (orders & MSG_ORDER_CHECKPOINT)
-        tell_all(s, LINK_CHECKPOINT);
+        supervise_watch_tell(s, LINK_CHECKPOINT);
     if (orders & MSG_ORDER_STOP) {
         s->stopped = true;
-        tell_all(s, LINK_STOP);
+        supervise_watch_tell(s, LINK_STOP);
     }
     if ((orders & MSG_ORDER_KILL) && !s->killed) {
         s->killed = true;
         snprintf(s->why, sizeof s->why, "killed by order");
-        kill_all(s);
+        supervise_watch_kill(s);
     }
 }
 
@@ -288,7 +116,7 @@ static void take_signals(struct supervisor *s)
 
     while (read(s->signal_fd, &info, sizeof info) == sizeof info) {
         const int number = (int)info.ssi_signo;
-        if (number == SIGHUP)
+        if (number == SIGHUP && s->reporter) /* a daemon's word, not ours */
             continue;
         if (!s->stopped)
             log_info("stop", "signal=%d", number);
@@ -322,8 +150,8 @@ static void turn(struct supervisor *s)
     (void)!read(s->wake_fd, &count, sizeof count);
     take_signals(s);
     hear(s); /* before watch: what waited while we were stopped was said in time */
-    reap(s);
-    watch(s);
+    supervise_watch_reap(s);
+    supervise_watch_turn(s);
     show_rows(s);
     if (!s->reporter)
         return;
@@ -334,120 +162,37 @@ static void turn(struct supervisor *s)
         obey(s, MSG_ORDER_KILL);
 }
 
-/* ---- the end ---- */
+/* ---- start and end ---- */
 
-static void end_code(const struct supervisor *s, struct gang_exit *e)
+/* Tries again to write a record that did not fit on the disk. */
+static void save_record(struct supervisor *s, const char *record, int64_t *due_ms)
 {
-    const struct child *first = s->first_rank >= 0 ? &s->ranks[s->first_rank] : NULL;
+    const struct span part = {record, strlen(record)};
 
-    e->first_rank = s->first_rank;
-    if (first) {
-        e->code = first->code;
-        e->signal = first->signal;
+    if (*due_ms == 0 || now_ms() < *due_ms)
         return;
-    }
-    for (int i = 0; i < s->n_ranks; i++) { /* nobody failed by itself: 75, stopped, done, killed */
-        const struct child *c = &s->ranks[i];
-        if (c->signal == 0 && c->code == RUN_EXIT_PEER && e->first_rank < 0 && !s->killed) {
-            e->first_rank = i;
-            e->code = c->code;
-            e->signal = 0;
-            snprintf(e->error, sizeof e->error, "%s",
-                     c->error[0] ? c->error : "every rank saw another one vanish");
-        }
-        if (e->first_rank < 0 && c->signal != 0)
-            e->signal = c->signal;
-        if (e->first_rank < 0 && c->code > e->code)
-            e->code = c->code;
-    }
+    *due_ms = atomic_file_replace(s->dir_fd, "exit.json", &part, 1) < 0 ? now_ms() + 1000 : 0;
 }
 
-static void end_record(const struct supervisor *s, struct gang_exit *e)
-{
-    const char *dir = s->gang->output_dir;
-    const int64_t checkpoint = folder_newest_checkpoint(dir);
-
-    memset(e, 0, sizeof *e);
-    snprintf(e->error, sizeof e->error, "%s", s->why);
-    end_code(s, e);
-    e->step = s->step;
-    e->peak_rss_kb = s->peak_kb;
-    e->user_s = (double)s->used.ru_utime.tv_sec + 1e-6 * (double)s->used.ru_utime.tv_usec;
-    e->system_s = (double)s->used.ru_stime.tv_sec + 1e-6 * (double)s->used.ru_stime.tv_usec;
-    e->wall_s = (double)(now_ms() - s->started_ms) / 1000;
-    if (e->code == RUN_EXIT_DONE && e->signal == 0 && e->first_rank < 0 && s->n_ranks > 0)
-        snprintf(e->adapter, sizeof e->adapter, "%s", dir);
-    else if (checkpoint >= 0)
-        snprintf(e->adapter, sizeof e->adapter, "%s/checkpoint-%lld", dir, (long long)checkpoint);
-    e->n_ranks = s->n_ranks;
-    for (int i = 0; i < s->n_ranks; i++)
-        e->ranks[i] = (struct gang_end){s->ranks[i].code, s->ranks[i].signal, s->ranks[i].step};
-}
-
-/* Until the daemon has everything. The record is on disk: whoever ends us now loses
- * nothing, the daemon starts another supervisor to send the rest. */
-static void linger(struct supervisor *s, const char *record)
+/* Until the daemon has everything. With the record on disk, whoever ends us now loses
+ * nothing: the daemon starts another supervisor to send the rest. */
+static void linger(struct supervisor *s, const char *record, bool saved)
 {
     struct signalfd_siginfo info;
+    int64_t due_ms = saved ? 0 : now_ms() + 1000;
     uint64_t count;
 
     reporter_finish(s->reporter, record);
     while (!reporter_done(s->reporter) && !reporter_fenced(s->reporter)) {
         struct pollfd v[2] = {{s->signal_fd, POLLIN, 0}, {s->wake_fd, POLLIN, 0}};
         reporter_turn(s->reporter);
+        save_record(s, record, &due_ms);
         (void)poll(v, 2, TICK_MS);
         (void)!read(s->wake_fd, &count, sizeof count);
         while (read(s->signal_fd, &info, sizeof info) == sizeof info)
             if (info.ssi_signo == SIGTERM || info.ssi_signo == SIGINT)
                 return;
     }
-}
-
-/* ---- the start ---- */
-
-/* 0; 1: another one has it. */
-static int take_lock(struct supervisor *s, struct err *err)
-{
-    s->dir_fd = open(s->o.dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (s->dir_fd < 0)
-        return err_set(err, -errno, "%s: %s", s->o.dir, strerror(errno));
-    if (s->lock_fd >= 0)
-        return 0;
-    s->lock_fd = openat(s->dir_fd, "lock", O_RDWR | O_CREAT | O_CLOEXEC, 0600);
-    if (s->lock_fd < 0)
-        return err_set(err, -errno, "%s/lock: %s", s->o.dir, strerror(errno));
-    for (int i = 0; i < LOCK_TRIES; i++) { /* who only looks holds it for a moment */
-        if (flock(s->lock_fd, LOCK_EX | LOCK_NB) == 0)
-            return 0;
-        if (errno != EWOULDBLOCK && errno != EINTR)
-            return err_set(err, -errno, "%s/lock: %s", s->o.dir, strerror(errno));
-        (void)poll(NULL, 0, LOCK_WAIT_MS);
-    }
-    return 1;
-}
-
-static int open_inputs(struct supervisor *s, struct err *err)
-{
-    static const int taken[] = {SIGTERM, SIGINT, SIGUSR1, SIGUSR2, SIGHUP};
-    struct rlimit files;
-    sigset_t set;
-
-    sigemptyset(&set);
-    for (size_t i = 0; i < sizeof taken / sizeof taken[0]; i++)
-        sigaddset(&set, taken[i]);
-    sigprocmask(SIG_BLOCK, &set, NULL);
-    signal(SIGPIPE, SIG_IGN);
-    if (getrlimit(RLIMIT_NOFILE, &files) == 0) {
-        files.rlim_cur = files.rlim_max;
-        (void)setrlimit(RLIMIT_NOFILE, &files);
-    }
-    (void)setrlimit(RLIMIT_CORE, &(struct rlimit){0, 0}); /* a core holds data and weights */
-    s->signal_fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
-    s->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    s->packet = malloc(sizeof *s->packet);
-    if (s->signal_fd < 0 || s->wake_fd < 0 || !s->packet)
-        return err_set(err, -ENOMEM, "cannot supervise: %s", strerror(errno));
-    return 0;
 }
 
 static int open_voice(struct supervisor *s, struct err *err)
@@ -472,49 +217,19 @@ static int open_voice(struct supervisor *s, struct err *err)
     return r;
 }
 
-/* The folder of the attempt: from here on no earlier one publishes. */
-static int make_attempt(struct supervisor *s, struct err *err)
-{
-    const struct gang *g = s->gang;
-    int r = 0;
-
-    if (g->overwrite && g->attempt == 1 && folder_newest_attempt(g->output_dir) > 0)
-        r = folder_clear(g->output_dir, s->o.token_fd < 0, err);
-    return r < 0 ? r : folder_make_attempt(g->output_dir, g->attempt, false, err);
-}
-
-static int spawn_all(struct supervisor *s, struct err *err)
-{
-    struct gang_process pids[LIMIT_RANKS];
-    int r;
-
-    host_calm_threads();
-    for (int i = 0; i < s->gang->n_devices; i++) {
-        r = child_spawn(&s->ranks[i], s->gang, i, s->dir_fd, s->attempt_dir, err);
-        if (r < 0)
-            return r;
-        s->n_ranks++;
-        s->n_alive++;
-        s->ranks[i].heard_ms = s->ranks[i].moved_ms = now_ms();
-        pids[i] = (struct gang_process){s->ranks[i].pid, gang_process_start(s->ranks[i].pid)};
-    }
-    r = gang_write_pids(s->dir_fd, s->gang, pids, s->n_ranks);
-    return r < 0 ? err_set(err, r, "%s/pids.json: %s", s->o.dir, strerror(-r)) : 0;
-}
-
 /* Starts the ranks and stays until the last is reaped. A start that fails is an end
  * like any other, with its sentence. */
 static void run_ranks(struct supervisor *s)
 {
     struct err err = {""};
-    int r = make_attempt(s, &err);
+    int r = supervise_start_attempt(s, &err);
 
     if (r == 0)
-        r = spawn_all(s, &err);
+        r = supervise_start_ranks(s, &err);
     if (r < 0) {
         log_error("start", "error=\"%s\"", err.text);
         snprintf(s->why, sizeof s->why, "%s", err.text);
-        kill_all(s);
+        supervise_watch_kill(s);
     }
     while (s->n_alive > 0)
         turn(s);
@@ -548,7 +263,7 @@ static void drain(struct supervisor *s, char *record, const struct gang_exit *e)
     if (s->reporter) {
         reporter_progress(s->reporter, e->code == 0 && e->signal == 0 ? LINK_DONE : LINK_SAVING,
                           e->step, 0);
-        linger(s, record);
+        linger(s, record, true);
     }
 }
 
@@ -564,11 +279,11 @@ int supervise_gang(const struct supervise_opts *o, struct gang_exit *ret, struct
     s->dir_fd = s->signal_fd = s->wake_fd = s->first_rank = -1;
     s->lock_fd = o->lock_fd;
     s->started_ms = now_ms();
-    r = take_lock(s, err);
+    r = supervise_start_lock(s, err);
     if (r == 0)
         r = gang_read(s->dir_fd, &s->gang, err);
     if (r == 0)
-        r = open_inputs(s, err);
+        r = supervise_start_inputs(s, err);
     if (r != 0)
         goto fail;
     snprintf(s->attempt_dir, sizeof s->attempt_dir, "%s/attempts/%u", s->gang->output_dir,
@@ -587,7 +302,7 @@ int supervise_gang(const struct supervise_opts *o, struct gang_exit *ret, struct
         goto fail;
     }
     run_ranks(s);
-    end_record(s, ret);
+    supervise_watch_record(s, ret);
     if (ret->code == 0 && ret->signal == 0 && ret->error[0] && !s->killed)
         ret->code = RUN_EXIT_ERROR; /* nothing ran */
     r = gang_write_exit(s->dir_fd, s->gang, ret, &record);
@@ -596,8 +311,10 @@ int supervise_gang(const struct supervise_opts *o, struct gang_exit *ret, struct
              ret->first_rank, ret->error);
     if (r < 0)
         err_set(err, r, "%s/exit.json: %s", o->dir, strerror(-r));
-    else if (s->reporter)
-        linger(s, record);
+    if (record && s->reporter) {
+        linger(s, record, r == 0);
+        r = 0;
+    }
 
 fail:
     free(record);

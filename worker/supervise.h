@@ -3,7 +3,7 @@
  *
  * Called from a program's main thread: the ranks die when the thread that spawned
  * them ends. Blocks SIGTERM, SIGINT, SIGUSR1, SIGUSR2 and SIGHUP and takes them from
- * a signalfd; a first SIGTERM, SIGINT or SIGUSR means "stop after a checkpoint", a
+ * a signalfd: the first means "stop after a checkpoint" (SIGHUP only without a daemon), a
  * second SIGINT kills. */
 #ifndef WORKER_SUPERVISE_H
 #define WORKER_SUPERVISE_H

@@ -75,14 +75,15 @@ static void test_beats_and_flags(void **state)
     assert_int_equal(packet->phase, LINK_TRAINING);
     assert_int_equal(packet->steps, 10);
     for (int i = 1; i <= 5; i++) {
-        sleep_ms(20);
+        sleep_ms(30);
         link_progress(l, LINK_TRAINING, i, 10);
+        expect(fd[0], LINK_BEAT); /* a step is news */
+        assert_int_equal(packet->step, i);
     }
-    assert_int_equal(link_recv(fd[0], packet), 0); /* a step alone sends nothing */
     link_progress(l, LINK_SAVING, 5, 10);
     expect(fd[0], LINK_BEAT);
     assert_int_equal(packet->step, 5);
-    assert_in_range(packet->step_ms, 15, 200);
+    assert_in_range(packet->step_ms, 25, 300);
 
     assert_int_equal(link_send_flags(fd[0], LINK_CHECKPOINT), 0);
     wait_flags(l, LINK_CHECKPOINT);

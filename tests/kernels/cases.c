@@ -15,7 +15,8 @@ void linear_weight(struct kit *k, const struct linear_case *c, struct kn_weight 
                                .k = c->k,
                                .quant = c->quant,
                                .double_quant = c->double_quant,
-                               .load_dtype = c->load_dtype};
+                               .load_dtype = c->load_dtype,
+                               .no_backward = c->no_dx};
 
     for (int i = 0; i < c->n_parts; i++) { /* host memory, unlike everything else */
         const size_t n = (size_t)(c->n[i] * c->k), bytes = k->wide ? sizeof(double) : sizeof(float);

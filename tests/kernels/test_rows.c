@@ -2,6 +2,7 @@
  * call, at any number of threads; gradients are the same at any number of threads. */
 #include "tests/support/test.h"
 
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -331,6 +332,67 @@ static void optimiser(void **state)
     }
 }
 
+/* Ranks as threads of one process: each its own context of two threads. */
+struct rank {
+    pthread_t thread;
+    struct kit kit;
+    struct linear_call call;
+    struct attn_call attn;
+};
+
+static const struct linear_case rank_linear = {
+    .m = 130, .k = 96, .n_parts = 2, .n = {96, 200}, .r = {8, 8}, .n_segs = 1};
+static const struct attn_case rank_attn = {
+    .n_seqs = 3, .lq = {40, 20, 33}, .lk = {40, 35, 33}, .heads = 4, .kv_heads = 2, .head_dim = 24};
+
+static void *rank_main(void *arg)
+{
+    struct rank *r = arg;
+    struct kit *k = &r->kit;
+    intptr_t failed = 0;
+
+    for (int i = 0; i < 10; i++) {
+        failed |= k->ops->linear_fwd(k->ctx, &r->call.fwd);
+        failed |= k->ops->linear_bwd(k->ctx, &r->call.bwd);
+        failed |= k->ops->attn_fwd(k->ctx, &r->attn.fwd);
+        failed |= k->ops->attn_bwd(k->ctx, &r->attn.bwd);
+    }
+    return (void *)failed;
+}
+
+static void ranks(void **state)
+{
+    enum { RANKS = 3 };
+    static struct rank rank[RANKS];
+
+    (void)state;
+    memset(rank, 0, sizeof rank);
+    for (int i = 0; i < RANKS; i++) {
+        assert_true(kit_open(&rank[i].kit, backend, dtype, 2));
+        linear_make(&rank[i].kit, &rank_linear, &rank[i].call);
+        attn_make(&rank[i].kit, &rank_attn, &rank[i].attn);
+    }
+    for (int i = 0; i < RANKS; i++)
+        assert_int_equal(pthread_create(&rank[i].thread, NULL, rank_main, &rank[i]), 0);
+    for (int i = 0; i < RANKS; i++) {
+        void *failed = NULL;
+        assert_int_equal(pthread_join(rank[i].thread, &failed), 0);
+        assert_null(failed);
+    }
+    for (int i = 1; i < RANKS; i++) {
+        same_rows("y", &rank[i].call.y, &rank[0].call.y, 0);
+        same_rows("dx", &rank[i].call.dx, &rank[0].call.dx, 0);
+        assert_memory_equal(rank[i].call.lora[0][1].da, rank[0].call.lora[0][1].da,
+                            8 * 96 * sizeof(float));
+        same_rows("o", &rank[i].attn.o, &rank[0].attn.o, 0);
+        same_rows("dk", &rank[i].attn.dk, &rank[0].attn.dk, 0);
+    }
+    for (int i = 0; i < RANKS; i++) {
+        rank[i].kit.ops->weight_close(rank[i].kit.ctx, rank[i].call.w);
+        kit_close(&rank[i].kit);
+    }
+}
+
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
@@ -340,6 +402,7 @@ int main(int argc, char **argv)
         cmocka_unit_test_setup_teardown(attention_prefix, open_kits, close_kits),
         cmocka_unit_test_setup_teardown(row_operations, open_kits, close_kits),
         cmocka_unit_test_setup_teardown(optimiser, open_kits, close_kits),
+        cmocka_unit_test(ranks),
     };
 
     if (argc > 1 && strcmp(argv[1], "ref") == 0)

@@ -4,6 +4,7 @@ unsent, a stop that reaches four ranks, output that arrives whole."""
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -113,12 +114,18 @@ def test_stop_four(rig):
 
 
 def test_logs_whole(rig):
-    job = submit(rig, 'logs', 'max_steps=4')
+    """A line of 256 KB, output without newlines, bytes that are no text: as they were written."""
+    job = submit(rig, 'logs')
+    until('steps', lambda: len(spool(rig, 'logs')) > 2)
+    odd = b'x' * (256 << 10) + b'\n' + b'50%\r' * 5000 + b'\xff\x00\xfe' + b'no newline at the end'
+    with open(rig.dir / 'logs/attempts/1/rank-1.log', 'ab') as log:
+        log.write(odd)
     assert rig.wait_state(job, {'COMPLETED', 'FAILED'}) == 'COMPLETED'
     for rank in (0, 1):
-        text = (rig.dir / f'logs/attempts/1/rank-{rank}.log').read_text()
-        shown = rig.ctl('logs', job, '--rank', rank).stdout
-        assert shown == text, (rank, len(shown), len(text))
+        text = (rig.dir / f'logs/attempts/1/rank-{rank}.log').read_bytes()
+        shown = subprocess.run([str(rig.build / 'client/alignctl'), 'logs', str(job), '--rank', str(rank)],
+                               env=rig.env, capture_output=True, timeout=60).stdout
+        assert shown == text and (rank == 0 or odd in text), (rank, len(shown), len(text))
     print('logs arrive whole')
 
 

@@ -6,15 +6,50 @@
 // kernel boundaries. Not instrumented itself.
 #include "cusim.h"
 #include "cusim_int.h"
+#include <link.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 #include <unordered_map>
-extern "C" {
-extern char __executable_start[], _end[], __data_start[];
-}
 namespace cusim
 {
+// The program or module that the kernels are part of: where it lies in memory.
+struct Image {
+    uintptr_t base, data, end; // data: its first writable segment
+    char path[4096];
+};
+static int find_image(struct dl_phdr_info *i, size_t, void *arg)
+{
+    Image *im = (Image *)arg;
+    uintptr_t end = 0, data = 0;
+    for (int k = 0; k < i->dlpi_phnum; k++) {
+        const ElfW(Phdr) &h = i->dlpi_phdr[k];
+        if (h.p_type != PT_LOAD)
+            continue;
+        uintptr_t from = i->dlpi_addr + h.p_vaddr;
+        end = from + h.p_memsz > end ? from + h.p_memsz : end;
+        if (h.p_flags & PF_W && !data)
+            data = from;
+    }
+    uintptr_t me = (uintptr_t)&find_image;
+    if (me < i->dlpi_addr || me >= end)
+        return 0;
+    im->base = i->dlpi_addr;
+    im->data = data;
+    im->end = end;
+    if (i->dlpi_name[0])
+        snprintf(im->path, sizeof im->path, "%s", i->dlpi_name);
+    else if (readlink("/proc/self/exe", im->path, sizeof im->path - 1) < 0)
+        im->path[0] = 0;
+    return 1;
+}
+static const Image &image()
+{
+    static Image im;
+    if (!im.end)
+        dl_iterate_phdr(find_image, &im);
+    return im;
+}
 enum { PAGE = 4096, ATOMIC_W = 1, INIT = 2 };
 struct Acc {
     uint32_t phase, seq, wt, pc;
@@ -73,11 +108,9 @@ static Page *page(uintptr_t a, int gran)
 }
 static void symbol(uintptr_t pc, char *out, size_t n)
 {
-    char cmd[512], exe[256] = "";
-    ssize_t k = readlink("/proc/self/exe", exe, sizeof exe - 1);
-    (void)k;
-    snprintf(cmd, sizeof cmd, "addr2line -e '%s' %#zx 2>/dev/null", exe,
-             (size_t)(pc - 1 - (uintptr_t)__executable_start));
+    char cmd[4608];
+    snprintf(cmd, sizeof cmd, "addr2line -e '%s' %#zx 2>/dev/null", image().path,
+             (size_t)(pc - 1 - image().base));
     FILE *f = popen(cmd, "r");
     if (!f || !fgets(out, (int)n, f))
         snprintf(out, n, "pc %#zx", (size_t)pc);
@@ -105,7 +138,7 @@ static void report(const char *what, uintptr_t a, uintptr_t pc, const Acc *o)
     symbol(pc, s, sizeof s);
     fprintf(stderr, "  at %s\n", s);
     if (o) {
-        symbol(o->pc + (uintptr_t)__executable_start, s, sizeof s);
+        symbol(o->pc + image().base, s, sizeof s);
         fprintf(stderr, "  other access by thread %d%s at %s\n", o->tid,
                 o->phase < block_start ? " of another block" : "", s);
     }
@@ -134,8 +167,8 @@ static void access(uintptr_t a, int n, bool write, bool atomic, uintptr_t pc)
         return;
     bool sh = shared_contains((void *)a), dev = !sh && heap_contains((void *)a);
     if (!sh && !dev) {
-        if (a >= (uintptr_t)__executable_start && a < (uintptr_t)_end) {
-            if (a < (uintptr_t)__data_start && write)
+        if (a >= image().base && a < image().end) {
+            if (a < image().data && write)
                 report("write to read-only data", a, pc, nullptr);
         } else if (a - (uintptr_t)args_p < args_n && !write)
             return;
@@ -157,7 +190,7 @@ static void access(uintptr_t a, int n, bool write, bool atomic, uintptr_t pc)
     }
     int t = linear_tid(), w = t / 32;
     int gran = (n % 4 == 0 && a % 4 == 0) ? 4 : (n % 2 == 0 && a % 2 == 0) ? 2 : 1;
-    uint32_t off = (uint32_t)(pc - (uintptr_t)__executable_start);
+    uint32_t off = (uint32_t)(pc - image().base);
     for (uintptr_t e = a + n; a < e;) {
         Page *p = page(a, gran);
         Cell &c = p->c[a % PAGE / p->gran];

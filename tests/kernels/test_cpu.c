@@ -456,7 +456,7 @@ int main(int argc, char **argv)
     };
 
     dtype = kit_dtype(argc, argv);
-    if (argc > 1 && strcmp(argv[argc - 1], "sim") == 0)
-        backend = "sim";
+    if (argc > 1 && strncmp(argv[argc - 1], "sim", 3) == 0)
+        backend = argv[argc - 1];
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -405,7 +405,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(ranks),
     };
 
-    if (argc > 1 && strcmp(argv[1], "ref") == 0)
+    if (argc > 1 && (strcmp(argv[1], "ref") == 0 || strcmp(argv[1], "sim") == 0))
         backend = argv[1];
     else
         dtype = kit_dtype(argc, argv);

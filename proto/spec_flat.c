@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { REASON_ROOM = 400 };
+enum { REASON_ROOM = 400, ENOUGH = 100 /* unknown keys */ };
 
 /* Is v one of the JSON list's values? */
 static bool is_listed(const char *list, const json_t *v)
@@ -201,7 +201,14 @@ int spec_flat_make(const json_t *root, struct spec_flat *flat, struct spec_sink 
     *flat = (struct spec_flat){json_object(), json_object(), json_object(), json_array()};
     if (!flat->values || !flat->from || !flat->aliases || !flat->ignored)
         return -ENOMEM;
-    json_object_foreach((json_t *)root, key, value) flat_key(flat, root, key, value, sink);
+    json_object_foreach((json_t *)root, key, value)
+    {
+        if (sink->problems > ENOUGH) {
+            spec_sink_add(sink, key, "and so on: this does not look like a job file");
+            break;
+        }
+        flat_key(flat, root, key, value, sink);
+    }
     flat_traps(root, sink);
     return 0;
 }

@@ -2,7 +2,8 @@
  *
  * Types are those of the core schema, YAML 1.2.2 section 10.3. libfyaml's own
  * resolving of aliases copies subtrees without a bound, so aliases are followed
- * here, and every node visited counts against one budget. */
+ * here, and every node visited counts against one budget; its search for equal keys
+ * is quadratic, so what can end a key is counted before. */
 #include "proto/spec_yaml.h"
 
 #include <errno.h>
@@ -17,6 +18,7 @@
 
 enum {
     YAML_NODES = 20000, /* nodes after aliases are expanded          */
+    YAML_MARKS = 4000,  /* `:`, `?` and `,`: what can end a key      */
     YAML_DEPTH = 16,    /* a job file is three deep                  */
     YAML_PATH = 512,
 };
@@ -336,6 +338,14 @@ static void yaml_syntax(struct yaml *y, struct fy_diag *diag)
     }
 }
 
+static bool has_too_many_keys(const char *s, size_t n)
+{
+    size_t marks = 0;
+    for (size_t i = 0; i < n; i++)
+        marks += s[i] == ':' || s[i] == '?' || s[i] == ',';
+    return marks > YAML_MARKS;
+}
+
 static bool is_blank(const char *s, size_t n)
 {
     bool comment = false;
@@ -362,6 +372,8 @@ int spec_yaml_parse(const char *text, size_t bytes, json_t **ret, struct spec_li
     *ret_line = 0;
     if (bytes > LIMIT_SPEC_BYTES)
         return err_set(err, -EINVAL, "longer than 1 MiB: not a job file");
+    if (has_too_many_keys(text, bytes))
+        return err_set(err, -EINVAL, "more than %d keys and values: not a job file", YAML_MARKS);
     if (is_blank(text, bytes))
         return (*ret = json_object()) ? 0 : -ENOMEM;
     fy_diag_cfg_default(&dc);

@@ -493,6 +493,15 @@ static void test_anchors(void **state)
     assert_int_equal(x.r, -EINVAL);
     assert_non_null(strstr(x.problems.v[0].text, "too many"));
     result_free(&x);
+    /* very many keys: at once, too */
+    char *many = malloc(1 << 20);
+    size_t n = 0;
+    for (int i = 0; n < (1 << 20) - 64; i++)
+        n += (size_t)snprintf(many + n, 64, "k%d: 1\n", i);
+    x = read_text(many, NULL);
+    assert_int_equal(x.r, -EINVAL);
+    result_free(&x);
+    free(many);
     x = read_text("a: &a [*a]\n", NULL);
     assert_int_equal(x.r, -EINVAL);
     result_free(&x);

@@ -23,7 +23,8 @@ suite "plain" "$build"
 export ASAN_OPTIONS=detect_stack_use_after_return=1:abort_on_error=0:allocator_may_return_null=1
 export UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1
 export LSAN_OPTIONS=suppressions=$PWD/tests/setup/lsan.supp:print_suppressions=0
-suite "ASan and UBSan" "$build-asan" --no-suite tidy --no-suite slow -t 6
+# The kill tests are about processes, not memory: once is enough.
+suite "ASan and UBSan" "$build-asan" --no-suite tidy --no-suite faults --no-suite mutants -t 6
 suite "fuzz corpora" "$build-fuzz" --suite fuzz
 
 echo "checked in $((SECONDS - start)) s"

@@ -21,6 +21,9 @@ enum {
     RESEND_MS = 60000,      /* longer than any held request; never infinite          */
     RECONNECT_MIN_MS = 50,
     RECONNECT_MAX_MS = 2000,
+    WATCHDOG_MS = 1000,
+    REDIAL_MS = 4000,   /* longer than nng ever waits between two attempts         */
+    SILENCE_MS = 25000, /* longer than any request is held (service.md 4)             */
     CONTEXTS_FIRST = 8, /* contexts are added as they are needed                 */
 };
 
@@ -531,18 +534,73 @@ void wire_drop(struct wire_req *r)
 
 struct wire_client {
     nng_socket socket;
+    nng_dialer dialer;
+    char url[LIMIT_SOCKET_PATH + 16];
     _Atomic int pipes;
+    _Atomic uint32_t pipe;    /* the newest                                            */
+    _Atomic int calls;        /* not answered yet                                      */
+    _Atomic int64_t heard_ms; /* last answer, or since when there is something to hear */
+    nng_aio *watchdog;
+    _Atomic bool closing;
+    int64_t alone_ms; /* since when there is no connection, or was dialled anew; the
+                         watchdog's alone. 0: there is one */
 };
+
+static int64_t now_ms(void)
+{
+    struct timespec ts;
+
+    clock_gettime(CLOCK_MONOTONIC, &ts);
+    return ts.tv_sec * 1000 + ts.tv_nsec / 1000000;
+}
 
 static void on_client_pipe(nng_pipe pipe, nng_pipe_ev ev, void *arg)
 {
     struct wire_client *c = arg;
 
-    (void)pipe;
-    if (ev == NNG_PIPE_EV_ADD_POST)
+    if (ev == NNG_PIPE_EV_ADD_POST) {
+        atomic_store(&c->pipe, (uint32_t)nng_pipe_id(pipe));
+        atomic_store(&c->heard_ms, now_ms());
         atomic_fetch_add(&c->pipes, 1);
-    else if (ev == NNG_PIPE_EV_REM_POST)
+    } else if (ev == NNG_PIPE_EV_REM_POST)
         atomic_fetch_sub(&c->pipes, 1);
+}
+
+/* Every request is answered within 20 s, if only with "nothing new": a connection on
+ * which nothing was heard for longer is dead, whatever the kernel says (seen: a
+ * request lay unread in the socket of a server just started). Without it nng makes
+ * a new one and asks again there. */
+static void drop_silent(struct wire_client *c)
+{
+    if (atomic_load(&c->calls) > 0 && now_ms() - atomic_load(&c->heard_ms) > SILENCE_MS) {
+        atomic_store(&c->heard_ms, now_ms());
+        nng_pipe_close((nng_pipe){.id = atomic_load(&c->pipe)});
+    }
+}
+
+/* nng 1.5.2's dialer may give up for good when the listener dies in the middle of the
+ * first words (seen once in some hundred kills of a busy server: no socket is left
+ * and none is ever made again). So whoever is alone for longer than any pause between
+ * two attempts gets a new dialer. What was asked stays with the socket. */
+static void on_watchdog(void *arg)
+{
+    struct wire_client *c = arg;
+
+    if (nng_aio_result(c->watchdog) != 0 || atomic_load(&c->closing))
+        return;
+    if (atomic_load(&c->pipes) > 0) {
+        c->alone_ms = 0;
+        drop_silent(c);
+    } else if (c->alone_ms == 0) {
+        c->alone_ms = now_ms();
+    } else if (now_ms() - c->alone_ms > REDIAL_MS) {
+        nng_dialer_close(c->dialer);
+        if (nng_dial(c->socket, c->url, &c->dialer, NNG_FLAG_NONBLOCK) != 0)
+            c->dialer = (nng_dialer){0}; /* no memory: the next round tries again */
+        c->alone_ms = now_ms();
+    }
+    if (!atomic_load(&c->closing))
+        nng_sleep_aio(WATCHDOG_MS, c->watchdog);
 }
 
 static int client_open(struct wire_client *c, const char *url, int flags)
@@ -560,7 +618,11 @@ static int client_open(struct wire_client *c, const char *url, int flags)
     if (rv == 0)
         rv = nng_pipe_notify(c->socket, NNG_PIPE_EV_REM_POST, on_client_pipe, c);
     if (rv == 0)
-        rv = nng_dial(c->socket, url, NULL, flags & WIRE_WAIT ? NNG_FLAG_NONBLOCK : 0);
+        rv = nng_dial(c->socket, url, &c->dialer, flags & WIRE_WAIT ? NNG_FLAG_NONBLOCK : 0);
+    if (rv == 0)
+        rv = nng_aio_alloc(&c->watchdog, on_watchdog, c);
+    if (rv == 0)
+        nng_sleep_aio(WATCHDOG_MS, c->watchdog);
     return wire_err(rv);
 }
 
@@ -577,6 +639,7 @@ int wire_dial(const char *url, int flags, struct wire_client **ret, struct err *
     c = calloc(1, sizeof *c);
     if (!c)
         return -ENOMEM;
+    snprintf(c->url, sizeof c->url, "%s", url);
     r = wire_err(nng_req0_open(&c->socket));
     if (r < 0) {
         free(c);
@@ -595,6 +658,11 @@ void wire_hangup(struct wire_client *c)
 {
     if (!c)
         return;
+    atomic_store(&c->closing, true);
+    if (c->watchdog) {
+        nng_aio_stop(c->watchdog);
+        nng_aio_free(c->watchdog);
+    }
     nng_close(c->socket);
     free(c);
 }
@@ -604,17 +672,10 @@ bool wire_connected(const struct wire_client *c)
     return atomic_load(&c->pipes) > 0;
 }
 
-static int64_t now_ms(void)
-{
-    struct timespec ts;
-
-    clock_gettime(CLOCK_MONOTONIC, &ts);
-    return ts.tv_sec * 1000 + ts.tv_nsec / 1000000;
-}
-
 enum call_state { CALL_IDLE, CALL_SEND, CALL_RECV, CALL_DONE };
 
 struct wire_call {
+    struct wire_client *client;
     nng_ctx ctx;
     nng_aio *aio;
     void (*done)(void *arg);
@@ -659,6 +720,8 @@ static void on_call(void *arg)
         nng_aio_set_msg(k->aio, NULL);
         k->r = wire_err(rv);
         k->state = CALL_DONE;
+        atomic_fetch_sub(&k->client->calls, 1);
+        atomic_store(&k->client->heard_ms, now_ms());
         tell = !k->closing;
         pthread_cond_broadcast(&k->finished);
     }
@@ -678,6 +741,7 @@ int wire_call_new(struct wire_client *c, void (*done)(void *arg), void *arg, str
 
     if (!k)
         return -ENOMEM;
+    k->client = c;
     k->done = done;
     k->arg = arg;
     rv = nng_aio_alloc(&k->aio, on_call, k);
@@ -739,6 +803,8 @@ int wire_call_start(struct wire_call *k, const void *data, size_t bytes, int tim
         pthread_mutex_unlock(&k->lock);
         return wire_err(rv);
     }
+    if (atomic_fetch_add(&k->client->calls, 1) == 0)
+        atomic_store(&k->client->heard_ms, now_ms());
     k->deadline_ms = timeout_ms < 0 ? -1 : now_ms() + timeout_ms;
     call_timeout(k);
     nng_aio_set_msg(k->aio, msg);

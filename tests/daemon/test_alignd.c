@@ -362,7 +362,7 @@ static void repeated(void **state)
 static void killed(void **state)
 {
     struct world *w = *state;
-    const uint64_t job = submit(w, 1, "long", "{\"play\":{\"steps\":60,\"delay_ms\":20}}");
+    const uint64_t job = submit(w, 1, "long", "{\"play\":{\"steps\":150,\"delay_ms\":20}}");
     json_t *o;
 
     for (int i = 0; i < 5; i++) {
@@ -370,11 +370,11 @@ static void killed(void **state)
         finish(w, SIGKILL);
         start(w);
     }
-    wait_for(w, job, "COMPLETED", 60);
+    wait_for(w, job, "COMPLETED", 150);
     o = show(w, job);
     assert_int_equal(int_of(o, "attempt"), 1);
     json_decref(o);
-    expect_rows(w, job, 62);
+    expect_rows(w, job, 152);
     expect_log(w, job, "hello from rank 0\ndone\n");
 }
 

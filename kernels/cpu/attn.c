@@ -4,6 +4,11 @@
 
 #include "cpu.h"
 
+static int team(const struct kn_ctx *ctx, const struct kn_attn_shape *s, int64_t q_rows)
+{
+    return cpu_team(ctx, q_rows * s->heads * s->head_dim * s->max_k);
+}
+
 int cpu_attn_fwd(struct kn_ctx *ctx, const struct kn_attn_fwd *a)
 {
     const struct kn_attn_shape *s = &a->shape;
@@ -17,7 +22,7 @@ int cpu_attn_fwd(struct kn_ctx *ctx, const struct kn_attn_fwd *a)
     r = cpu_scratch(ctx, ctx->vec->attn_fwd_bytes(s), 0);
     if (r)
         return r;
-#pragma omp parallel for num_threads(ctx->threads) schedule(dynamic)
+#pragma omp parallel for num_threads(team(ctx, s, a->q.rows)) schedule(dynamic)
     for (int64_t i = 0; i < items; i++)
         ctx->vec->attn_fwd(a, (int)(i / s->kv_heads), (int)(i % s->kv_heads),
                            ctx->scratch[omp_get_thread_num()]);
@@ -51,7 +56,7 @@ int cpu_attn_bwd(struct kn_ctx *ctx, const struct kn_attn_bwd *a)
         zero_rows(&a->dk);
         zero_rows(&a->dv);
     }
-#pragma omp parallel for num_threads(ctx->threads) schedule(dynamic)
+#pragma omp parallel for num_threads(team(ctx, s, a->q.rows)) schedule(dynamic)
     for (int64_t i = 0; i < items; i++)
         ctx->vec->attn_bwd(a, (int)(i / s->kv_heads), (int)(i % s->kv_heads),
                            ctx->scratch[omp_get_thread_num()]);

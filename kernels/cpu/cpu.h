@@ -97,6 +97,14 @@ static inline void *cpu_shared(struct kn_ctx *ctx)
     return ctx->scratch[ctx->threads];
 }
 
+/* Threads worth waking for this many multiply-adds: a sleeping thread takes some
+ * 20 us to come, in which one does a million. */
+static inline int cpu_team(const struct kn_ctx *ctx, int64_t work)
+{
+    const int64_t most = work / 1000000 + 1;
+    return most < ctx->threads ? (int)most : ctx->threads;
+}
+
 /* A frozen matrix for products X (rows, k) times (k, n), cut into column blocks
  * that stay in the cache while tiles of rows pass by; packed once. */
 struct cpu_block_key {

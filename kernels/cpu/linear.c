@@ -306,7 +306,7 @@ static int fwd_run(const struct linear *l, const struct kn_linear_fwd *a, int t)
     int r = 0;
 
 #pragma omp for schedule(static)
-    for (int64_t tile = 0; tile < tiles; tile++) {
+    for (int64_t tile = 0; tile < (a->n_segs > 0 ? tiles : 0); tile++) {
         const int64_t r0 = tile * l->packed->tile;
         const int64_t rows = a->x.rows - r0 < l->packed->tile ? a->x.rows - r0 : l->packed->tile;
         if (a->n_segs > 0 && a->s_cols > 0)
@@ -346,7 +346,7 @@ int cpu_linear_fwd(struct kn_ctx *ctx, const struct kn_linear_fwd *a)
     r = linear_begin(&l, copy, fwd_transposed(&l, NULL), &room);
     if (r == 0) {
         fwd_transposed(&l, room);
-#pragma omp parallel num_threads(ctx->threads)
+#pragma omp parallel num_threads(cpu_team(ctx, l.x->rows * w->n * w->k))
         {
             int e;
             omp_set_num_threads(1);
@@ -594,7 +594,7 @@ int cpu_linear_bwd(struct kn_ctx *ctx, const struct kn_linear_bwd *a)
     }
     r = linear_begin(&l, bwd_copy(w, l.packed), 0, &room);
     if (r == 0) {
-#pragma omp parallel num_threads(ctx->threads)
+#pragma omp parallel num_threads(cpu_team(ctx, l.x->rows * w->n * w->k))
         {
             int e;
             omp_set_num_threads(1);

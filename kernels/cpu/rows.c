@@ -17,11 +17,10 @@ static void stretch(int64_t n, int64_t *ret_lo, int64_t *ret_hi)
     *ret_hi = n * (t + 1) / threads;
 }
 
-/* Threads worth waking for work of this many elements. */
+/* As many as for 32 multiply-adds an element. */
 static int team(const struct kn_ctx *ctx, int64_t elements)
 {
-    const int64_t most = elements / 4096 + 1;
-    return most < ctx->threads ? (int)most : ctx->threads;
+    return cpu_team(ctx, elements * 32);
 }
 
 #define ROWS(op, n_rows, n_cols)                        \

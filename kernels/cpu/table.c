@@ -9,6 +9,12 @@ __attribute__((visibility("default"))) const struct kn_ops *kn_table(int abi);
 
 enum { THREADS_MAX = 1024 };
 
+/* The sets are bits: each includes those it builds on, but not all form one line. */
+static bool has(dnnl_cpu_isa_t effective, dnnl_cpu_isa_t wanted)
+{
+    return ((unsigned)effective & (unsigned)wanted) == (unsigned)wanted;
+}
+
 /* What oneDNN was told to use also bounds our own code, so that one name says
  * what the bits depend on. */
 static int choose_isa(struct kn_ctx *ctx)
@@ -18,20 +24,20 @@ static int choose_isa(struct kn_ctx *ctx)
     __builtin_cpu_init();
     ctx->vec = &cpu_vec_sse2;
     ctx->isa = "sse41";
-    if (isa >= dnnl_cpu_isa_avx512_core && __builtin_cpu_supports("avx512bw") &&
+    if (has(isa, dnnl_cpu_isa_avx512_core) && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")) {
         ctx->vec = &cpu_vec_avx512;
         ctx->isa = "avx512_core";
-    } else if (isa >= dnnl_cpu_isa_avx2 && __builtin_cpu_supports("avx2") &&
+    } else if (has(isa, dnnl_cpu_isa_avx2) && __builtin_cpu_supports("avx2") &&
                __builtin_cpu_supports("fma")) {
         ctx->vec = &cpu_vec_avx2;
         ctx->isa = "avx2";
     }
     if (ctx->compute != KN_BF16)
         return 0;
-    if (isa < dnnl_cpu_isa_avx512_core_bf16 || ctx->vec != &cpu_vec_avx512)
+    if (!has(isa, dnnl_cpu_isa_avx512_core_bf16) || ctx->vec != &cpu_vec_avx512)
         return -ENOTSUP;
-    ctx->isa = "avx512_core_bf16";
+    ctx->isa = has(isa, dnnl_cpu_isa_avx512_core_amx) ? "avx512_core_amx" : "avx512_core_bf16";
     return 0;
 }
 

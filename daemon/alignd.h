@@ -162,6 +162,12 @@ bool feed_rows(struct alignd *a, uint64_t job, uint64_t since, struct row_page *
                uint64_t *ret_last);
 /* The newest committed seq known here; 0: none. */
 uint64_t feed_last(const struct alignd *a, uint64_t job);
+/* The attempts' JSON, kept between their changes so that a watcher's state needs no
+ * look at the disk; NULL: to be read, and then kept unless `version` has passed. */
+void feed_attempt(struct alignd *a, uint64_t job); /* a row of them was committed      */
+const char *feed_attempts(const struct alignd *a, uint64_t job, uint64_t *ret_version);
+void feed_keep_attempts(struct alignd *a, uint64_t job, uint64_t version, const char *json,
+                        size_t bytes);
 void feed_expire(struct alignd *a); /* jobs that are over */
 void feed_close(struct alignd *a);
 

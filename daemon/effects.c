@@ -85,6 +85,7 @@ static void row_done(struct alignd *a, const struct effect *e)
         break;
     case FX_ATTEMPT:
         log_attempt(e);
+        feed_attempt(a, e->attempt.job);
         break;
     case FX_GANG_GONE:
         gangs_gone(a, e->gang_ref.job, e->gang_ref.attempt);

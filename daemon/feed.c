@@ -16,8 +16,10 @@ struct feed_row {
 struct feed {
     struct feed *next;
     uint64_t job;
-    uint64_t gap;                    /* rows up to this seq are not here */
-    uint64_t last;                   /* newest seq                       */
+    uint64_t gap;     /* rows up to this seq are not here */
+    uint64_t last;    /* newest seq                       */
+    char *attempts;   /* the job's attempts as JSON, as of `version`; NULL: not read yet */
+    uint64_t version; /* grows when an attempt's row changes */
     struct feed_row rows[FEED_ROWS]; /* a ring: row with number i lies at i % FEED_ROWS */
     uint64_t n;
 };
@@ -70,6 +72,34 @@ static void add(struct feed *f, const struct msg_row *row, const void *vals, siz
     f->n++;
 }
 
+void feed_attempt(struct alignd *a, uint64_t job)
+{
+    struct feed *f = find(a, job);
+
+    if (!f)
+        return;
+    f->version++;
+    free(f->attempts);
+    f->attempts = NULL;
+}
+
+const char *feed_attempts(const struct alignd *a, uint64_t job, uint64_t *ret_version)
+{
+    const struct feed *f = find(a, job);
+
+    *ret_version = f ? f->version : 0;
+    return f ? f->attempts : NULL;
+}
+
+void feed_keep_attempts(struct alignd *a, uint64_t job, uint64_t version, const char *json,
+                        size_t bytes)
+{
+    struct feed *f = find(a, job);
+
+    if (f && f->version == version && !f->attempts)
+        f->attempts = strndup(json, bytes);
+}
+
 void feed_report(struct alignd *a, const struct fx_report *p)
 {
     struct feed *f = need(a, p->job, p->seq);
@@ -83,6 +113,8 @@ void feed_report(struct alignd *a, const struct fx_report *p)
 
     if (f)
         add(f, &row, p->vals, p->bytes);
+    if (row.kind == MSG_ROW_START) /* the attempt's resume_step is known now */
+        feed_attempt(a, p->job);
 }
 
 void feed_rewind(struct alignd *a, const struct fx_rewind *w)
@@ -141,6 +173,7 @@ static void feed_free(struct feed *f)
 {
     for (int i = 0; i < FEED_ROWS; i++)
         free(f->rows[i].packed);
+    free(f->attempts);
     free(f);
 }
 

@@ -14,6 +14,7 @@ enum {
     AGAIN_MS = 200,      /* between looks at processes that must end            */
     STOP_WAIT_MS = 5000, /* a poll to answer before SIGTERM                     */
     DEVICE_WAIT_S = 20,  /* the last gang's supervisor may still hold the locks */
+    FENCE_S = 20,        /* from SIGKILL to "cannot be killed"                  */
     LINGER_S = 60,       /* an acknowledged supervisor that does not end        */
 };
 
@@ -50,6 +51,8 @@ struct gang {
     uv_timer_t timer; /* look again; SIGTERM */
     int handles;      /* of libuv, still open */
     bool stop_later;
+    int64_t left_ns; /* since when ranks outlive their supervisor and SIGKILL; 0: none do */
+    bool fenced;     /* and so its devices are                                            */
 
     struct start start; /* OP_START's input */
     int r, new_pidfd;   /* its result       */
@@ -229,8 +232,40 @@ static void after_start(struct gang *g)
     tell(g, EV_LAUNCH_FAILED, g->err.text);
 }
 
+/* A process that SIGKILL does not end (it hangs in the kernel) keeps its devices from
+ * everybody; when it is gone after all, they are as before. */
+static void fence(struct gang *g, bool on)
+{
+    g->fenced = on;
+    for (uint32_t i = 0; i < g->look.n_devices; i++) {
+        const char *name = g->look.devices[i];
+        struct event ev = {.kind = EV_DEVICE};
+        ev.device = (struct event_device){
+            .name = name, .type = strncmp(name, "gpu", 3) ? JOB_CPU : JOB_GPU, .fenced = on};
+        log_error("device", "device=%s %s", name,
+                  on ? "is fenced: a process on it cannot be killed" : "is no longer fenced");
+        effects_step(g->a, &ev);
+    }
+}
+
+static void look_at_ranks(struct gang *g)
+{
+    const int64_t now = alignd_boottime_ns();
+
+    if (g->look.ranks_left == 0) {
+        g->left_ns = 0;
+        if (g->fenced)
+            fence(g, false);
+    } else if (g->left_ns == 0) {
+        g->left_ns = now;
+    } else if (!g->fenced && now - g->left_ns > FENCE_S * 1000000000LL) {
+        fence(g, true);
+    }
+}
+
 static void after_look(struct gang *g)
 {
+    look_at_ranks(g);
     switch (g->look.state) {
     case LAUNCH_ALIVE:
         if (g->look.pidfd >= 0)

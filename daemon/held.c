@@ -96,6 +96,34 @@ static struct buf *job_head(struct alignd *a, const struct job *j)
     return b;
 }
 
+/* Rows and a state at once, all of it from memory. */
+static void send_news(struct alignd *a, const struct held *h, const struct job *j,
+                      const struct row_page *page, uint64_t last, const char *attempts)
+{
+    struct buf *b = job_head(a, j);
+    struct msg m = {.type = MSG_T_job_news};
+
+    if (b) {
+        buf_str(b, ",\"attempts\":");
+        buf_str(b, attempts);
+        buf_str(b, "}");
+    }
+    if (!b || b->r < 0) {
+        server_error(a, h->request, MSG_RETRY, "out of memory");
+    } else {
+        m.job_news.job = h->job;
+        m.job_news.rev = j->rev;
+        m.job_news.state = b->data;
+        m.job_news.rows = (struct msg_rows){page->v, page->n};
+        m.job_news.last = last;
+        m.job_news.over = job_is_over((enum job_state)j->state) && last >= j->seq;
+        effects_reply_later(a, h->request, &m);
+    }
+    if (b)
+        buf_free(b);
+    free(b);
+}
+
 static void send_rows(struct alignd *a, const struct held *h, const struct row_page *page,
                       uint64_t last, bool over)
 {
@@ -120,7 +148,8 @@ static bool news_of_job(struct alignd *a, const struct held *h)
     struct row_page page = {0};
     struct reads_news n = {.job = h->job, .since = h->since, .rev = h->rev};
     bool rows, fed = true;
-    uint64_t last = h->since;
+    uint64_t last = h->since, version;
+    const char *attempts;
 
     if (!j) {
         server_error(a, h->request, MSG_NOT_FOUND, "the job is gone");
@@ -138,6 +167,12 @@ static bool news_of_job(struct alignd *a, const struct held *h)
         if (over && h->since >= j->seq)
             send_rows(a, h, &page, last, true);
         return over && h->since >= j->seq;
+    }
+    attempts = feed_attempts(a, h->job, &version);
+    if (fed && attempts && j->rev > h->rev) {
+        send_news(a, h, j, &page, last, attempts);
+        row_page_fini(&page);
+        return true;
     }
     n.job_over = over;
     n.seq = j->seq;

@@ -23,6 +23,8 @@ struct read {
     uint64_t since, max;
     bool all, over;
     struct buf *head;
+    size_t attempts_at, attempts_bytes; /* in head */
+    uint64_t attempts_version;
     struct reads_news news;
     struct row_page rows;
     uint8_t *frame; /* the answer; NULL: r says why not */
@@ -148,7 +150,9 @@ static int do_spec(struct read *r, struct store_reader *db)
 static int whole_job(struct read *r, struct store_reader *db)
 {
     buf_str(r->head, ",\"attempts\":");
+    r->attempts_at = r->head->bytes;
     const int e = store_read_attempts(db, r->job, r->head);
+    r->attempts_bytes = r->head->bytes - r->attempts_at;
     buf_str(r->head, "}");
     return e < 0 ? e : r->head->r;
 }
@@ -230,6 +234,9 @@ static void on_after(uv_work_t *w, int status)
         else
             server_error(r->a, r->request, MSG_RETRY, "reading failed: %s", strerror(-e));
     } else {
+        if (r->attempts_bytes > 0)
+            feed_keep_attempts(r->a, r->job, r->attempts_version, r->head->data + r->attempts_at,
+                               r->attempts_bytes);
         effects_frame_later(r->a, r->mark, r->request, r->frame, r->bytes);
         r->frame = NULL;
     }
@@ -249,6 +256,7 @@ static struct read *read_new(struct alignd *a, enum read_kind kind, uint64_t req
     r->kind = kind;
     r->request = request;
     r->job = job;
+    (void)feed_attempts(a, job, &r->attempts_version);
     strncpy(r->path, store_path(a->store), sizeof r->path - 1);
     return r;
 }

@@ -64,23 +64,29 @@ static size_t row_of(const struct field *f, double y)
     return (size_t)(at * (double)(f->rows - 1) + 0.5);
 }
 
-/* A dot per column that has points, and a line between neighbours. */
+static void stroke_column(struct field *f, size_t c, size_t from, size_t to)
+{
+    for (size_t r = from < to ? from : to; r <= (from < to ? to : from); r++)
+        f->dot[r * f->cols + c] = 1;
+}
+
+/* A dot per column that has points, and an unbroken line between neighbours. */
 static void stroke(struct field *f)
 {
-    size_t before = SIZE_MAX;
+    size_t before = SIZE_MAX, at = 0;
     for (size_t c = 0; c < f->cols; c++) {
         if (!f->n[c])
             continue;
-        size_t r = row_of(f, f->sum[c]);
-        f->dot[r * f->cols + c] = 1;
-        if (before != SIZE_MAX) {
-            double from = f->sum[before], step = (f->sum[c] - from) / (double)(c - before);
-            for (size_t k = before + 1; k < c; k++)
-                f->dot[row_of(f, from + step * (double)(k - before)) * f->cols + k] = 1;
-            size_t a = row_of(f, c - before > 1 ? f->sum[c] - step : from);
-            a = a < r ? a + 1 : a > r ? a - 1 : a; /* the neighbour has its own dot */
-            for (size_t k = a < r ? a : r; k <= (a < r ? r : a); k++)
-                f->dot[k * f->cols + c] = 1;
+        if (before == SIZE_MAX) {
+            at = row_of(f, f->sum[c]);
+            stroke_column(f, c, at, at);
+        }
+        for (size_t k = before == SIZE_MAX ? c + 1 : before + 1; k <= c; k++) {
+            double share = (double)(k - before) / (double)(c - before);
+            size_t r = row_of(f, f->sum[before] + share * (f->sum[c] - f->sum[before]));
+            /* the column before has its own dot */
+            stroke_column(f, k, at < r ? at + 1 : at > r ? at - 1 : at, r);
+            at = r;
         }
         before = c;
     }

@@ -157,6 +157,17 @@ def cancel_and_go_on(rig, job):
     assert [line[3] for line in lines[1:3]] == ['CD', 'CD'], lines
 
 
+def twice(rig):
+    """The same submit again is the same job; with other contents it is refused."""
+    key, args = ['--key', '0123456789abcdef' * 2, '--parsable'], [f'output_dir={rig.dir}/t-{{id}}', 'max_steps=2']
+    first = rig.ctl('submit', JOB, *sets(*args), *key).stdout.split()[0]
+    assert rig.ctl('submit', JOB, *sets(*args), *key).stdout.split()[0] == first
+    out = rig.ctl('submit', JOB, *sets(*args, 'seed=2'), *key, ok=False)
+    assert out.returncode == 6, out
+    assert len(json.loads(rig.ctl('list', '--json').stdout)) == int(first)
+    rig.ctl('wait', first)
+
+
 def fails(rig):
     job = rig.submit(JOB, *FAST, 'max_steps=400', f'output_dir={rig.dir}/f')
     end = time.monotonic() + 180
@@ -184,6 +195,7 @@ def main():
         assert 'runs already' in rig.ctl('up').stdout
         look(rig)
         cancel_and_go_on(rig, watch(rig))
+        twice(rig)
         fails(rig)
         cached(rig)
         assert 'has stopped' in rig.ctl('down').stdout

@@ -74,7 +74,7 @@ int conn_host(struct cli *cli, char *buf, size_t room)
 static int unreachable(struct cli *cli, const char *host, const char *why)
 {
     return err_set(&cli->err, CLI_UNREACHABLE,
-                   "no alignd answers at %.300s (%.200s); start one with: alignctl up", host, why);
+                   "no alignd answers at %.300s (%.400s); start one with: alignctl up", host, why);
 }
 
 int conn_refusal(struct cli *cli, const struct msg *reply)
@@ -188,14 +188,15 @@ static int hello(struct cli *cli, struct conn *c)
 
 int conn_open(struct cli *cli, struct conn *c)
 {
-    struct err why = {""};
     *c = (struct conn){0};
     int r = conn_host(cli, c->host, sizeof c->host);
     if (r != CLI_OK)
         return r;
-    int d = wire_dial(c->host, 0, &c->control, &why);
+    int d = wire_dial(c->host, 0, &c->control, &cli->err);
+    if (d == -EINVAL || d == -ENAMETOOLONG)
+        return CLI_USAGE;
     if (d < 0)
-        return unreachable(cli, c->host, why.text[0] ? why.text : strerror(-d));
+        return unreachable(cli, c->host, strerror(-d));
     r = hello(cli, c);
     if (r != CLI_OK)
         conn_close(c);

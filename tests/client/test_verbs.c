@@ -344,6 +344,7 @@ static void test_usage(void **state)
                                          {"watch", "1", "2", NULL},
                                          {"logs", "1", "--rank=64", NULL},
                                          {"list", "--host", "elsewhere", NULL},
+                                         {"list", "--host", "tcp://127.0.0.1:1", NULL},
                                          {"metrics", "1", "--set=a=1", NULL}};
     for (size_t i = 0; i < ARRAY_LEN(bad); i++) {
         run(&o, bad[i]);

@@ -224,8 +224,9 @@ static int tell_end(const struct standalone *s, const struct gang_exit *e, struc
         return RUN_EXIT_STOPPED;
     }
     if (e->first_rank >= 0)
-        err_set(err, 0, "rank %d: %.800s (its output: %.120s/attempts/%u/rank-%d.log)",
-                e->first_rank, e->error, s->spec->output_dir, s->attempt, e->first_rank);
+        err_set(err, 0, "%s%.800s (output of rank %d: %.120s/attempts/%u/rank-%d.log)",
+                strncmp(e->error, "rank ", 5) == 0 ? "" : "a rank failed: ", e->error,
+                e->first_rank, s->spec->output_dir, s->attempt, e->first_rank);
     else
         err_set(err, 0, "%s", e->error[0] ? e->error : "the ranks were killed");
     return e->signal != 0 || e->code == 0 ? RUN_EXIT_ERROR : e->code;

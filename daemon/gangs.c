@@ -43,6 +43,7 @@ struct gang {
     bool want_start, want_look, want_stop, want_kill; /* as soon as it is back */
     bool launched; /* started by this process, or seen alive: an end is news   */
     bool gone;     /* the core has let go of it                                */
+    bool stale;    /* started anew in the folder of one that was               */
     int64_t gone_ns;
     bool polling, closing;
     uv_poll_t poll; /* the supervisor's pidfd */
@@ -128,6 +129,8 @@ static void drop(struct gang *g)
 
 static void tell(struct gang *g, enum event_kind kind, const char *error)
 {
+    const struct job *j = core_job(g->a->core, g->job);
+    const bool stray = !j || j->attempt != g->attempt || !job_has_gang((enum job_state)j->state);
     struct event ev = {.kind = kind};
     const char *devices[LIMIT_RANKS];
 
@@ -143,6 +146,10 @@ static void tell(struct gang *g, enum event_kind kind, const char *error)
     log_info("gang", "job=%" PRIu64 " attempt=%u event=%s error=\"%s\"", g->job, g->attempt,
              event_kind_name(kind), error ? error : "");
     effects_step(g->a, &ev);
+    if (stray && (kind == EV_GANG_EXITED || kind == EV_GANG_LOST)) {
+        g->gone = true; /* no FX_GANG_GONE will say so */
+        g->gone_ns = alignd_boottime_ns();
+    }
 }
 
 /* ---- the supervisor's end ---- */
@@ -302,7 +309,7 @@ static void on_after(uv_work_t *w, int status)
         after_look(g);
     else if (was == OP_KILL && !g->polling)
         g->want_look = true;
-    if (was == OP_FORGET)
+    if (was == OP_FORGET && !g->want_start)
         drop(g);
     else
         next_op(g);
@@ -333,6 +340,9 @@ static int do_start(struct gang *g)
                        strerror(-r));
     l.user_spec = user;
     l.resolved_spec = resolved;
+    if (g->stale)
+        launch_forget(&g->a->launch, g->job, g->attempt);
+    g->stale = false;
     alignd_token(g->a, g->job, g->attempt, &l.token);
     r = launch_start(&g->a->launch, &l, &g->new_pid, &g->new_pidfd, &g->err);
     free(user);
@@ -407,6 +417,11 @@ void gangs_launch(struct alignd *a, const struct fx_launch *l)
     struct gang *g = need(a, l->job, l->attempt);
     bool ok;
 
+    if (g->gone) { /* an older store was put back, and numbers are given again */
+        g->gone = false;
+        g->stale = true;
+        memset(g->logs, 0, sizeof g->logs);
+    }
     start_free(&g->start);
     g->start.output_dir = strdup(l->output_dir);
     ok = g->start.output_dir != NULL;

@@ -27,7 +27,7 @@ enum { PATIENCE_MS = 20000 };
 static bool own_mounts; /* what is mounted here, nobody else sees */
 
 struct world {
-    char dir[64], state[96], devices[96];
+    char dir[64], state[160], devices[96];
     pid_t pid;
     bool mounted;
     struct wire_client *control, *watch;
@@ -574,6 +574,46 @@ static void one_per_state(void **state)
 
     assert_int_equal(waitpid(pid, &status, 0), pid);
     assert_true(WIFEXITED(status) && WEXITSTATUS(status) == 1);
+    finish(w, SIGTERM);
+    snprintf(w->state, sizeof w->state, "%s/%040d%040d", w->dir, 0, 0); /* 107 bytes is all */
+    w->pid = spawn_daemon(w);
+    assert_int_equal(waitpid(w->pid, &status, 0), w->pid);
+    assert_true(WIFEXITED(status) && WEXITSTATUS(status) == 1);
+    w->pid = 0;
+}
+
+static void copy_store(struct world *w, const char *from, const char *to)
+{
+    char command[512];
+
+    snprintf(command, sizeof command, "rm -f %s/alignd.db-wal %s/alignd.db-shm; cp %s/%s %s/%s",
+             w->state, w->state, w->dir, from, w->dir, to);
+    assert_int_equal(system(command), 0);
+}
+
+/* A store put back from before a job: its gang, which lives, is one that the store does not
+ * know. It is ended, and only then are its devices given out. */
+static void put_back(void **state)
+{
+    struct world *w = *state;
+    uint64_t job;
+    struct msg m = {.type = MSG_T_list}, *r;
+
+    finish(w, SIGTERM);
+    copy_store(w, "s/alignd.db", "backup.db");
+    start(w);
+    job = submit(w, 1, "gone", "{\"play\":{\"steps\":1,\"end\":\"stay\"}}");
+    wait_for(w, job, "RUNNING", 1);
+    finish(w, SIGKILL);
+    copy_store(w, "backup.db", "s/alignd.db");
+    start(w);
+    r = ask(w, &m);
+    assert_string_equal(r->json.text, "[]");
+    codec_free(r);
+    wait_until_gone(w, job);
+    assert_int_equal(submit(w, 2, "new", "{\"play\":{\"steps\":2}}"), job);
+    wait_for(w, job, "COMPLETED", 2);
+    expect_rows(w, job, 4);
 }
 
 /* A record of somebody else's is none. */
@@ -726,6 +766,7 @@ int main(int argc, char **argv)
         cmocka_unit_test_setup_teardown(watched, setup, teardown),
         cmocka_unit_test_setup_teardown(refused, setup, teardown),
         cmocka_unit_test_setup_teardown(one_per_state, setup, teardown),
+        cmocka_unit_test_setup_teardown(put_back, setup, teardown),
         cmocka_unit_test_setup_teardown(lying, setup, teardown),
         cmocka_unit_test_setup_teardown(unstartable, setup, teardown),
         cmocka_unit_test_setup_teardown(sockets_deleted, setup, teardown),

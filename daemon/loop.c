@@ -22,6 +22,8 @@ enum {
     SLOW_TICKS = 5,   /* between looks at sockets and devices                  */
     GOODBYE_MS = 200, /* for answers to leave                                  */
     FILES = 65536,
+    LOCK_TRIES = 40,
+    LOCK_WAIT_US = 50000,
 };
 
 int64_t alignd_boottime_ns(void)
@@ -194,13 +196,16 @@ static int take_lock(const char *dir, struct err *err)
 {
     char path[LIMIT_PATH + 32], text[32];
     const int n = snprintf(text, sizeof text, "%d\n", (int)getpid());
-    int fd;
+    int fd, r = -1;
 
     snprintf(path, sizeof path, "%s/alignd.lock", dir);
     fd = open(path, O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0600);
     if (fd < 0)
         return err_set(err, -errno, "%s: %s", path, strerror(errno));
-    if (flock(fd, LOCK_EX | LOCK_NB) < 0) {
+    /* One that was killed a moment ago holds it until the last of its threads is gone. */
+    for (int i = 0; i < LOCK_TRIES && (r = flock(fd, LOCK_EX | LOCK_NB)) < 0; i++)
+        usleep(LOCK_WAIT_US);
+    if (r < 0) {
         char other[32] = "";
         const ssize_t k = read(fd, other, sizeof other - 1);
         if (k > 0)

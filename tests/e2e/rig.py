@@ -35,6 +35,11 @@ class Rig:
             raise AssertionError(f'alignctl {args}: {done.returncode}\n{done.stdout}{done.stderr}')
         return done
 
+    def ctl_later(self, *args):
+        """Started, not waited for."""
+        return subprocess.Popen([str(self.build / 'client/alignctl'), *map(str, args)], env=self.env,
+                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
     def worker(self, *args, timeout=300, **more):
         return subprocess.run([str(self.build / 'worker/align-worker'), *map(str, args)],
                               capture_output=True, text=True, timeout=timeout, **more)
@@ -46,6 +51,8 @@ class Rig:
 
     def kill_daemon(self):
         os.kill(self.pid, signal.SIGKILL)
+        while running(self.pid):  # until it is dead it holds the lock of its folder
+            time.sleep(0.001)
 
     def close(self):
         """Ends the daemon and every gang of it."""
@@ -90,14 +97,23 @@ class Rig:
         return [json.loads(line) for line in out.splitlines()]
 
 
+def stat_of(pid):
+    """Fields 3.. of /proc/PID/stat of a process that is not dead, or None."""
+    try:
+        fields = Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in 'ZX' else fields
+
+
+def running(pid):
+    return stat_of(pid) is not None
+
+
 def alive(process):
     """Whether the process of a pids.json entry is still that process."""
-    try:
-        stat = Path(f'/proc/{process["pid"]}/stat').read_text()
-    except OSError:
-        return False
-    fields = stat.rpartition(')')[2].split()
-    return fields[0] not in 'ZX' and int(fields[19]) == process['start']
+    fields = stat_of(process['pid'])
+    return fields is not None and int(fields[19]) == process['start']
 
 
 def kill(process, number=signal.SIGKILL):

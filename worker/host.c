@@ -62,6 +62,45 @@ int host_threads(int asked, int n)
     return asked > 0 ? asked : each > 0 ? each : 1;
 }
 
+long host_oom_kills_in(const char *path)
+{
+    FILE *f = fopen(path, "re");
+    char line[256];
+    long n = -1;
+
+    if (!f)
+        return -1;
+    while (fgets(line, sizeof line, f))
+        if (sscanf(line, "oom_kill %ld", &n) == 1)
+            break;
+    fclose(f);
+    return n;
+}
+
+long host_oom_kills(void)
+{
+    char path[4200], line[4096], *group;
+    FILE *f = fopen("/proc/self/cgroup", "re");
+    long n = -1;
+
+    while (f && n < 0 && fgets(line, sizeof line, f)) { /* "0::/a" or "4:memory:/a" */
+        line[strcspn(line, "\n")] = '\0';
+        group = strrchr(line, ':');
+        if (!group)
+            continue;
+        if (strncmp(line, "0::", 3) == 0)
+            snprintf(path, sizeof path, "/sys/fs/cgroup%s/memory.events", group + 1);
+        else if (strstr(line, ":memory:"))
+            snprintf(path, sizeof path, "/sys/fs/cgroup/memory%s/memory.oom_control", group + 1);
+        else
+            continue;
+        n = host_oom_kills_in(path);
+    }
+    if (f)
+        fclose(f);
+    return n;
+}
+
 /* OpenMP's default is to spin for milliseconds, which on shared cores made a step six
  * times slower. */
 void host_calm_threads(void)

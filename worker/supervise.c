@@ -14,6 +14,7 @@
 #include "proto/atomic_file.h"
 #include "proto/log.h"
 #include "proto/msg.h"
+#include "worker/host.h"
 #include "worker/run.h"
 #include "worker/supervise_impl.h"
 
@@ -279,6 +280,7 @@ int supervise_gang(const struct supervise_opts *o, struct gang_exit *ret, struct
     s->dir_fd = s->signal_fd = s->wake_fd = s->first_rank = -1;
     s->lock_fd = o->lock_fd;
     s->started_ms = now_ms();
+    s->oom_kills = host_oom_kills();
     r = supervise_start_lock(s, err);
     if (r == 0)
         r = gang_read(s->dir_fd, &s->gang, err);

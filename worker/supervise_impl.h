@@ -32,6 +32,8 @@ struct supervisor {
     int64_t patience_ms;           /* clock of the last tick without a daemon        */
     bool stopped, killed;          /* told to stop; to end at once                   */
     int interrupts;
+    long oom_kills; /* of our control group, at the start                            */
+    bool oom;       /* the first failure was one                                     */
     int first_rank; /* that failed; -1                                               */
     char why[1024]; /* our own reason for ending the gang                            */
     struct rusage used;

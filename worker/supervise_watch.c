@@ -7,6 +7,7 @@
 
 #include "proto/log.h"
 #include "worker/folder.h"
+#include "worker/host.h"
 #include "worker/run.h"
 #include "worker/supervise_impl.h"
 
@@ -89,6 +90,14 @@ void supervise_watch_reap(struct supervisor *s)
         if (c->code == RUN_EXIT_DONE && c->signal == 0)
             continue;
         describe_end(c, i, s->gang, why, sizeof why);
+        if (s->first_rank < 0 && c->signal == SIGKILL && !c->killed &&
+            host_oom_kills() > s->oom_kills) {
+            s->oom = true;
+            snprintf(why, sizeof why,
+                     "rank %d (%s) was killed by the kernel: the memory limit of its control group "
+                     "was reached",
+                     i, s->gang->devices[i]);
+        }
         if (failed_itself(c))
             end_gang(s, i, why);
         else if (c->code == RUN_EXIT_PEER && !c->killed)
@@ -165,8 +174,8 @@ static void end_code(const struct supervisor *s, struct gang_exit *e)
 
     e->first_rank = s->first_rank;
     if (first) {
-        e->code = first->code;
-        e->signal = first->signal;
+        e->code = s->oom ? RUN_EXIT_OOM : first->code;
+        e->signal = s->oom ? 0 : first->signal;
         return;
     }
     for (int i = 0; i < s->n_ranks; i++) { /* nobody failed by itself: 75, stopped, done, killed */

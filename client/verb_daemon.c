@@ -85,10 +85,10 @@ static int await(struct cli *cli, pid_t pid, const char *log, struct conn *c)
 {
     for (int ms = 0; ms < UP_MS; ms += LOOK_MS) {
         int status;
-        if (conn_open(cli, c) == CLI_OK) {
-            cli->err.text[0] = '\0';
-            return CLI_OK;
-        }
+        int r = conn_open(cli, c);
+        if (r != CLI_UNREACHABLE)
+            return r;
+        cli->err.text[0] = '\0';
         if (waitpid(pid, &status, WNOHANG) == pid) {
             (void)fprintf(cli->notes, "the end of %s:\n", log);
             tell_log(cli, log);
@@ -144,11 +144,12 @@ static int verb_up(struct cli *cli, int argc, char **argv)
     if (!conn_state_folder(folder, sizeof folder) || folder[0] != '/')
         return err_set(&cli->err, CLI_USAGE, "--state, $ALIGND_STATE: must be an absolute path");
     (void)snprintf(log, sizeof log, "%s/alignd.log", folder);
-    if (conn_open(cli, &c) == CLI_OK) {
+    r = conn_open(cli, &c);
+    if (r == CLI_OK)
         print_up(cli, &c, log, true);
-        conn_close(&c);
-        return CLI_OK;
-    }
+    conn_close(&c);
+    if (r != CLI_UNREACHABLE)
+        return r;
     cli->err.text[0] = '\0';
     r = beside_find(cli, "alignd", "daemon", "ALIGND_DAEMON", program, sizeof program);
     if (r == CLI_OK)

@@ -246,7 +246,10 @@ void follow_tell_failure(struct cli *cli, struct conn *c, const json_t *state)
                                .offset = -32768,
                                .max = 32768}};
     if (jobview_int(state, "attempt") > 0 && conn_call(cli, c, &req, &reply) == CLI_OK) {
-        (void)fprintf(cli->notes, "last lines of rank %lld:\n", (long long)req.logs.rank);
+        (void)fprintf(cli->notes,
+                      reply->chunk.bytes.bytes ? "last lines of rank %lld:\n"
+                                               : "rank %lld printed nothing\n",
+                      (long long)req.logs.rank);
         tell_lines(cli, reply->chunk.bytes.data, reply->chunk.bytes.bytes);
         codec_free(reply);
     }

@@ -45,16 +45,19 @@ static void line(const struct screen *s, struct buf *out, size_t *left, const ch
 
 static void head(const struct screen *s, struct buf *out, size_t *left)
 {
-    char text[1024], devices[256], reason[512];
+    char text[1024], devices[256], where[400] = "", reason[512];
     format_buf clock;
     const char *state = jobview_text(s->job, "state");
 
-    (void)snprintf(text, sizeof text, "job %lld %s  %s  %s  %s  attempt %lld on %s  %s",
+    if (jobview_int(s->job, "attempt") > 0)
+        (void)snprintf(where, sizeof where, "attempt %lld on %s  %s",
+                       (long long)jobview_int(s->job, "attempt"),
+                       jobview_devices(s->job, devices, sizeof devices),
+                       jobview_text(s->job, "phase"));
+    (void)snprintf(text, sizeof text, "job %lld %s  %s  %s  %s  %s",
                    (long long)jobview_int(s->job, "job"), jobview_text(s->job, "name"),
                    jobview_text(s->job, "method"), state,
-                   format_clock(clock, jobview_seconds(s->job, s->now_ms)),
-                   (long long)jobview_int(s->job, "attempt"),
-                   jobview_devices(s->job, devices, sizeof devices), jobview_text(s->job, "phase"));
+                   format_clock(clock, jobview_seconds(s->job, s->now_ms)), where);
     line(s, out, left, text);
     if (strcmp(state, "RUNNING") != 0) {
         (void)snprintf(text, sizeof text, "%s", jobview_reason(s->job, reason, sizeof reason));

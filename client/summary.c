@@ -50,8 +50,13 @@ static void steps(struct sentence *s, const struct spec *spec, const json_t *che
     format_buf a, b;
     const char *what = spec->method == SPEC_DPO ? "pairs" : "examples";
     if (check) {
-        add(s, "; %s steps = %.1f epochs of %s %s", format_count(a, jobview_int(check, "steps")),
-            jobview_number(check, "epochs"), format_count(b, jobview_int(check, "examples")), what);
+        double epochs = jobview_number(check, "epochs");
+        add(s, "; %s steps = %.*f epochs of %s %s", format_count(a, jobview_int(check, "steps")),
+            epochs >= 0.95     ? 1
+            : epochs >= 0.0095 ? 2
+                               : 4,
+            epochs, /* never "0.0" */
+            format_count(b, jobview_int(check, "examples")), what);
         if (jobview_int(check, "eval_examples") > 0)
             add(s, ", evaluated on %s", format_count(a, jobview_int(check, "eval_examples")));
     } else if (spec->max_steps > 0) {

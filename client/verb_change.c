@@ -151,8 +151,8 @@ static int verb_drain_off(struct cli *cli, int argc, char **argv)
 const struct cli_verb verb_change[] = {
     {"cancel", "ID [--now] [--key HEX] [--no-wait]",
      "stops a job at the next step, after a checkpoint; --now kills", verb_cancel},
-    {"hold", "ID", "a pending job does not start before its release", verb_hold_on},
-    {"release", "ID", "lifts a hold", verb_hold_off},
+    {"hold", "ID [--key HEX]", "a pending job does not start before its release", verb_hold_on},
+    {"release", "ID [--key HEX]", "lifts a hold", verb_hold_off},
     {"drain", "DEVICE", "gives a device out no more", verb_drain_on},
     {"undrain", "DEVICE", "gives a device out again", verb_drain_off},
     {NULL, NULL, NULL, NULL}};

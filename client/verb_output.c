@@ -112,6 +112,23 @@ static int follow_log(struct cli *cli, struct conn *c, struct log_at *at, bool o
     return CLI_OK;
 }
 
+/* A rank that the job does not have is not one that printed nothing. */
+static int rank_is_there(struct cli *cli, struct conn *c, uint64_t id, uint64_t rank)
+{
+    struct msg req = {.type = MSG_T_show, .show = {.job = id}}, *reply = NULL;
+    int r = conn_call(cli, c, &req, &reply);
+    if (r != CLI_OK)
+        return r;
+    json_t *job = json_loads(reply->json.text, 0, NULL);
+    int64_t devices = jobview_int(job, "devices");
+    codec_free(reply);
+    json_decref(job);
+    if (devices <= 0 || rank < (uint64_t)devices)
+        return CLI_OK;
+    return err_set(&cli->err, CLI_NOT_FOUND, "job %llu has %lld rank%s, numbered from 0",
+                   (unsigned long long)id, (long long)devices, devices == 1 ? "" : "s");
+}
+
 static int verb_logs(struct cli *cli, int argc, char **argv)
 {
     bool follow = false;
@@ -132,8 +149,8 @@ static int verb_logs(struct cli *cli, int argc, char **argv)
                     LIMIT_RANKS - 1, LIMIT_LOG_BYTES);
     if (r == CLI_OK)
         r = conn_open(cli, &c);
-    if (r != CLI_OK)
-        return r;
+    if (r == CLI_OK && rank > 0)
+        r = rank_is_there(cli, &c, id, rank);
     struct log_at at = {.job = id, .rank = rank, .attempt = attempt};
     int64_t from = tail ? -(int64_t)tail : 0;
     while (r == CLI_OK && !end) {

@@ -142,9 +142,10 @@ static void show_attempts(struct cli *cli, const json_t *job)
         const json_t *a = json_array_get(list, i);
         char line[1024];
         format_buf from, rss;
+        bool now = !jobview_over(job) && jobview_int(a, "attempt") == jobview_int(job, "attempt");
         int n = snprintf(line, sizeof line, "%lld: %s, step %lld, since %s",
                          (long long)jobview_int(a, "attempt"), jobview_text(a, "state"),
-                         (long long)jobview_int(a, "step"),
+                         (long long)jobview_int(now ? job : a, "step"),
                          format_when(from, jobview_int(a, "started_ms")));
         if (jobview_int(a, "resume_step") > 0)
             n += snprintf(line + n, sizeof line - (size_t)n, ", resumed at step %lld",

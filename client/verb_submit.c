@@ -172,6 +172,26 @@ static int changed_spec(struct cli *cli, struct conn *c, struct submit *s, struc
     return CLI_OK;
 }
 
+/* Fewer steps than were done already would end the job without a word. */
+static int steps_left(struct cli *cli, struct conn *c, const struct msg_resume *m)
+{
+    struct msg req = {.type = MSG_T_show, .show = {.job = m->job}}, *reply = NULL;
+    if (m->steps == 0)
+        return CLI_OK;
+    int r = conn_call(cli, c, &req, &reply);
+    if (r != CLI_OK)
+        return r;
+    json_t *job = json_loads(reply->json.text, 0, NULL);
+    int64_t done = jobview_int(job, "step");
+    codec_free(reply);
+    json_decref(job);
+    if (done <= (int64_t)m->steps)
+        return CLI_OK;
+    return err_set(&cli->err, CLI_REFUSED,
+                   "job %llu has done %lld steps already: max_steps must not be less",
+                   (unsigned long long)m->job, (long long)done);
+}
+
 static int verb_resume(struct cli *cli, int argc, char **argv)
 {
     struct submit s = {.sets = {.n = 0}};
@@ -194,6 +214,8 @@ static int verb_resume(struct cli *cli, int argc, char **argv)
     req.resume.job = s.job = id;
     if (r == CLI_OK && s.sets.n)
         r = changed_spec(cli, &c, &s, &req.resume);
+    if (r == CLI_OK && s.sets.n)
+        r = steps_left(cli, &c, &req.resume);
     if (r == CLI_OK)
         r = conn_call(cli, &c, &req, &reply);
     if (r == CLI_OK && cli->json)

@@ -100,6 +100,7 @@ struct core_device {
     uint8_t type;
     enum core_device_state state;
     uint64_t job; /* that holds it; 0: none                                            */
+    bool drained; /* USED: is given out no more once that job is over                  */
 };
 size_t core_n_devices(const struct core *c);
 void core_device_at(const struct core *c, size_t i, struct core_device *ret);

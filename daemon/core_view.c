@@ -168,6 +168,7 @@ void core_device_at(const struct core *c, size_t i, struct core_device *ret)
     ret->name = d->name;
     ret->type = d->type;
     ret->job = d->job;
+    ret->drained = d->drained;
     if (d->job || d->strays)
         ret->state = d->fenced ? CORE_DEVICE_FENCED : CORE_DEVICE_USED;
     else if (d->gone)

@@ -122,7 +122,10 @@ void views_devices(struct buf *b, const struct core *c, const char *note)
         text(b, "type", type_name(d.type));
         text(b, "state", core_device_state_name(d.state));
         number(b, "job", (int64_t)d.job);
-        text(b, "note", i == 0 ? note : "");
+        if (d.drained && d.state == CORE_DEVICE_USED)
+            text(b, "note", "drained: given out no more once its job is over");
+        else
+            text(b, "note", i == 0 ? note : "");
         buf_str(b, "}");
     }
     buf_str(b, "]");

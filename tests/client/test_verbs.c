@@ -448,6 +448,8 @@ static void test_reading(void **state)
     EXPECT(&o, CLI_OK, "cpu:0  cpu  FREE      -");
     RUN(&o, "logs", "7");
     EXPECT(&o, CLI_OK, "first line\nlast line\n");
+    RUN(&o, "logs", "7", "--rank", "9");
+    EXPECT(&o, CLI_NOT_FOUND, "job 7 has 2 ranks, numbered from 0");
     RUN(&o, "logs", "7", "--json");
     EXPECT(&o, CLI_OK, "\"text\":\"first line\\nlast line\\n\"}");
     RUN(&o, "hold", "7");

@@ -81,6 +81,17 @@ VINLINE void vf_store_n(float *p, vf v, int64_t n)
     _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1u), v);
 }
 
+/* a[0], b[0], a[1], b[1], ... of the lower or the upper halves. */
+VINLINE vf vf_lower(vf a, vf b)
+{
+    return __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+}
+VINLINE vf vf_upper(vf a, vf b)
+{
+    return __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15,
+                                   31);
+}
+
 #elif defined(__AVX2__)
 
 VINLINE vf vf_fma(vf a, vf b, vf c)
@@ -116,6 +127,15 @@ VINLINE void vf_store_n(float *p, vf v, int64_t n)
     _mm256_maskstore_ps(p, vec_mask(n), v);
 }
 
+VINLINE vf vf_lower(vf a, vf b)
+{
+    return __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11);
+}
+VINLINE vf vf_upper(vf a, vf b)
+{
+    return __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15);
+}
+
 #else
 
 VINLINE vf vf_fma(vf a, vf b, vf c)
@@ -147,6 +167,15 @@ VINLINE vf vf_load_n(const float *p, int64_t n)
 VINLINE void vf_store_n(float *p, vf v, int64_t n)
 {
     memcpy(p, &v, (size_t)n * 4);
+}
+
+VINLINE vf vf_lower(vf a, vf b)
+{
+    return __builtin_shufflevector(a, b, 0, 4, 1, 5);
+}
+VINLINE vf vf_upper(vf a, vf b)
+{
+    return __builtin_shufflevector(a, b, 2, 6, 3, 7);
 }
 
 #endif

@@ -12,14 +12,6 @@ VINLINE void mul_words(vu x, uint32_t m, vu *ret_high, vu *ret_low)
     *ret_low = (vu)((even & ~upper) | (odd << 32));
 }
 
-/* a[0], b[0], a[1], b[1], ... of the lower or the upper halves. */
-VINLINE vf interleave(vf a, vf b, bool upper)
-{
-    const vi lanes = vi_lanes();
-
-    return __builtin_shuffle(a, b, (lanes >> 1) + (upper ? VW / 2 : 0) + (lanes & 1) * VW);
-}
-
 /* The factors of columns [c, c + 4 * VW) of one row. The rounds are kn_philox's,
  * VW counters side by side: word w of lane i belongs to column c + 4 i + w. */
 static void drop_factors(const struct kn_dropout *d, int part, uint64_t row_key, int64_t col,
@@ -48,9 +40,10 @@ static void drop_factors(const struct kn_dropout *d, int part, uint64_t row_key,
     for (int w = 0; w < 4; w++)
         f[w] = vf_select((vi)(x[w] >= least), kept, (vf){0});
     for (int half = 0; half < 2; half++) {
-        const vf even = interleave(f[0], f[2], half), odd = interleave(f[1], f[3], half);
-        vf_store(out + half * 2 * VW, interleave(even, odd, false));
-        vf_store(out + half * 2 * VW + VW, interleave(even, odd, true));
+        const vf even = half ? vf_upper(f[0], f[2]) : vf_lower(f[0], f[2]);
+        const vf odd = half ? vf_upper(f[1], f[3]) : vf_lower(f[1], f[3]);
+        vf_store(out + half * 2 * VW, vf_lower(even, odd));
+        vf_store(out + half * 2 * VW + VW, vf_upper(even, odd));
     }
 }
 

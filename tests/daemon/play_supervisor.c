@@ -2,8 +2,9 @@
  * spec tells it to ({"play": {"steps": 3, "delay_ms": 10, "end": "done"}}).
  *
  * Called as alignd calls align-worker: play_supervisor supervise GANGDIR, token on
- * descriptor 3. end: done, early (before it takes its lock), fail, vanish (dies without a record),
- * lie (a record of another job), stay (waits for an order). */
+ * descriptor 3. load_ms, eval_ms, complete_ms: how long it is in these phases. end: done, early
+ * (before it takes its lock), fail, vanish (dies without a record), lie (a record of another job),
+ * stay (waits for an order). */
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
@@ -148,6 +149,45 @@ static void report(struct play *p, uint64_t n, enum msg_kind kind, int64_t step,
     codec_free(ack);
 }
 
+/* Only a beat. */
+static void beat(struct play *p, enum msg_phase phase, int64_t step, long long ms)
+{
+    struct msg m = {.type = MSG_T_w_report};
+
+    if (ms == 0)
+        return;
+    m.w_report.phase = phase;
+    m.w_report.step = step;
+    m.w_report.steps = p->steps;
+    codec_free(ask(p, &m));
+    usleep((useconds_t)ms * 1000);
+}
+
+/* Puts a value, stays away for a while, and wants it back. */
+static void meet(struct play *p, long long ms)
+{
+    static const char value[] = "where\0I am";
+    struct msg put = {.type = MSG_T_w_rdv_put}, get = {.type = MSG_T_w_rdv_get};
+    struct msg *v;
+
+    put.w_rdv_put.name = "rank0";
+    put.w_rdv_put.value = (struct msg_bin){value, sizeof value};
+    codec_free(ask(p, &put));
+    beat(p, MSG_PHASE_LOADING, 0, ms);
+    get.w_rdv_get.name = "rank0";
+    v = ask(p, &get);
+    if (!v->w_value.found || v->w_value.value.bytes != sizeof value ||
+        memcmp(v->w_value.value.data, value, sizeof value) != 0)
+        quit("the value is not what was put");
+    codec_free(v);
+    codec_free(ask(p, &put)); /* the same again is fine */
+    get.w_rdv_get.name = "rank1";
+    v = ask(p, &get); /* held, then answered with "not there" */
+    if (v->w_value.found)
+        quit("a value nobody put");
+    codec_free(v);
+}
+
 static void say(struct play *p, uint64_t *offset, const char *text)
 {
     struct msg m = {.type = MSG_T_w_log};
@@ -249,11 +289,15 @@ int main(int argc, char **argv)
     write_pids();
     open_play(&p);
     say(&p, &offset, "hello from rank 0\n");
+    if (play_int(&p, "meet_ms", 0) > 0)
+        meet(&p, play_int(&p, "meet_ms", 0));
+    beat(&p, MSG_PHASE_LOADING, 0, play_int(&p, "load_ms", 0));
     report(&p, n++, MSG_ROW_START, p.first, 0, MSG_PHASE_TRAINING);
     for (long long s = p.first + 1; s <= p.steps; s++) {
         usleep((useconds_t)p.delay_ms * 1000);
         report(&p, n++, MSG_ROW_TRAIN, s, 1.0 / (double)s, MSG_PHASE_TRAINING);
     }
+    beat(&p, MSG_PHASE_EVALUATING, p.steps, play_int(&p, "eval_ms", 0));
     if (!strcmp(p.end, "lie"))
         write_text("exit.json", "{\"v\":1,\"job\":99}");
     if (!strcmp(p.end, "vanish") || !strcmp(p.end, "lie"))
@@ -268,6 +312,7 @@ int main(int argc, char **argv)
         finish(&p, 1, p.steps, "row 7 of data.jsonl has no chosen");
     report(&p, n++, MSG_ROW_SUMMARY, p.steps, 0.5, MSG_PHASE_DONE);
     say(&p, &offset, "done\n");
+    usleep((useconds_t)play_int(&p, "complete_ms", 0) * 1000);
     finish(&p, 0, p.steps, "");
     return 0;
 }

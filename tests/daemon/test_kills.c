@@ -83,16 +83,16 @@ static void during_submits(void **state)
 {
     struct world *w = *state;
     struct client c = {.w = w, .ids = calloc(JOBS_MAX, sizeof(uint64_t))};
+    uint32_t seed = 1;
     pthread_t t;
 
     assert_non_null(c.ids);
     assert_int_equal(pthread_create(&t, NULL, submits, &c), 0);
-    srand(1);
     for (int i = 0; i < KILLS; i++) {
         const unsigned before = c.n;
         for (int k = 0; k < 10000 && *(volatile unsigned *)&c.n < before + 2; k++)
             usleep(1000); /* it is at work again */
-        usleep((useconds_t)(rand() % 20000));
+        usleep((seed = seed * 1664525u + 1013904223u) % 20000);
         world_finish(w, SIGKILL);
         world_start(w);
     }

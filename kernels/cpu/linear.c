@@ -171,9 +171,10 @@ static int linear_begin(struct linear *l, size_t per_thread, size_t shared, floa
     if (rest) {
         const size_t row = (size_t)l->x->ld * elem_size(l->x->dtype);
         const size_t used = (size_t)l->x->cols * elem_size(l->x->dtype);
-        memset(base, 0, pad);
         for (int64_t i = 0; i < rest; i++)
             memcpy(base + (size_t)i * row, at_row(l->x, l->x->rows - rest + i, 0), used);
+        for (int64_t i = rest; i < p->tile; i++)
+            memset(base + (size_t)i * row, 0, used);
     }
     *ret_shared = (float *)(void *)(base + (pad + 63) / 64 * 64);
     return 0;

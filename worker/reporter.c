@@ -21,6 +21,9 @@ enum {
     BEAT_MS = 10000,    /* a report without rows at least so often                    */
     RETRY_MIN_MS = 200, /* after an answer that says "not now"                        */
     RETRY_MAX_MS = 10000,
+    REDIAL_MS = 15000, /* without a connection, twice as long each time, or ... */
+    REDIAL_MAX_MS = 300000,
+    SILENT_MS = 90000, /* without an answer: longer than a held request and wire.h's resend */
 };
 
 enum slot_kind { HELLO, REPORT, LOG, DIRECTIVE, PUT, GET_A, GET_B, EXIT, SLOTS };
@@ -28,6 +31,7 @@ enum slot_kind { HELLO, REPORT, LOG, DIRECTIVE, PUT, GET_A, GET_B, EXIT, SLOTS }
 struct slot {
     struct wire_call *call;
     bool busy;
+    int64_t since;      /* clock; busy                                             */
     int64_t not_before; /* clock; after a refusal                                   */
     int64_t wait_ms;    /* the wait that led there, doubles                         */
     uint32_t rank;      /* LOG, PUT, GET: whose                                     */
@@ -44,6 +48,8 @@ struct reporter {
     struct wire_client *client;
     struct slot slots[SLOTS];
     bool connected, greeted, fenced, done;
+    int64_t alone_since; /* clock; when the connection was seen last, or tried again */
+    int64_t redial_ms;
     uint32_t version;
 
     struct spool_tail *tail;     /* of rows_of                                     */
@@ -119,6 +125,7 @@ static void slot_start(struct reporter *r, enum slot_kind kind, struct msg *m)
         return;
     }
     s->busy = true;
+    s->since = now_ms();
 }
 
 #define WHO(r, field)                       \
@@ -519,6 +526,54 @@ static void take(struct reporter *r, enum slot_kind kind)
 
 /* ---- public ---- */
 
+static void line_close(struct reporter *r)
+{
+    for (int i = 0; i < SLOTS; i++) {
+        if (r->slots[i].call)
+            wire_call_free(r->slots[i].call);
+        r->slots[i] = (struct slot){0};
+    }
+    wire_hangup(r->client);
+    r->client = NULL;
+}
+
+static int line_open(struct reporter *r, struct err *err)
+{
+    int e = wire_dial(r->o.gang->worker_url, WIRE_WAIT, &r->client, err);
+
+    for (int i = 0; i < SLOTS && e == 0; i++)
+        e = wire_call_new(r->client, on_done, r, &r->slots[i].call);
+    r->connected = r->greeted = false;
+    r->alone_since = now_ms();
+    return e;
+}
+
+/* The line mends itself, by contract. Should it once not (the library's dialer is not
+ * ours), all is begun again: what is asked twice is answered alike. */
+static void line_watch(struct reporter *r)
+{
+    const int64_t now = now_ms();
+    struct err err = {""};
+    bool dead;
+
+    if (r->client && wire_connected(r->client)) {
+        r->alone_since = now;
+        r->redial_ms = REDIAL_MS;
+    }
+    dead = now - r->alone_since > r->redial_ms;
+    for (int i = 0; i < SLOTS; i++)
+        dead = dead || (r->slots[i].busy && now - r->slots[i].since > SILENT_MS);
+    if (!dead)
+        return;
+    log_info("redial", "url=%s", r->o.gang->worker_url);
+    r->redial_ms = 2 * r->redial_ms < REDIAL_MAX_MS ? 2 * r->redial_ms : REDIAL_MAX_MS;
+    line_close(r);
+    if (line_open(r, &err) < 0) {
+        log_warn("redial", "error=\"%s\"; trying again", err.text);
+        line_close(r);
+    }
+}
+
 int reporter_open(const struct reporter_opts *o, struct reporter **ret, struct err *err)
 {
     struct reporter *r = calloc(1, sizeof *r);
@@ -527,6 +582,7 @@ int reporter_open(const struct reporter_opts *o, struct reporter **ret, struct e
     if (!r)
         return err_set(err, -ENOMEM, "no memory to report to the daemon");
     r->o = *o;
+    r->redial_ms = REDIAL_MS;
     for (int i = 0; i < LIMIT_RANKS; i++)
         r->logs[i].fd = -1;
     r->chunk = malloc(LIMIT_LOG_CHUNK);
@@ -534,15 +590,10 @@ int reporter_open(const struct reporter_opts *o, struct reporter **ret, struct e
         err_set(err, e, "no memory to report to the daemon");
         goto fail;
     }
-    e = wire_dial(o->gang->worker_url, WIRE_WAIT, &r->client, err);
-    if (e < 0)
+    e = line_open(r, err);
+    if (e < 0) {
+        err_prefix(err, e, "%s", o->gang->worker_url);
         goto fail;
-    for (int i = 0; i < SLOTS; i++) {
-        e = wire_call_new(r->client, on_done, r, &r->slots[i].call);
-        if (e < 0) {
-            err_set(err, e, "%s: %s", o->gang->worker_url, strerror(-e));
-            goto fail;
-        }
     }
     *ret = r;
     return 0;
@@ -556,10 +607,7 @@ void reporter_close(struct reporter *r)
 {
     if (!r)
         return;
-    for (int i = 0; i < SLOTS; i++)
-        if (r->slots[i].call)
-            wire_call_free(r->slots[i].call);
-    wire_hangup(r->client);
+    line_close(r);
     spool_tail_close(r->tail);
     for (int i = 0; i < LIMIT_RANKS; i++)
         if (r->logs[i].fd >= 0)
@@ -570,8 +618,12 @@ void reporter_close(struct reporter *r)
 
 void reporter_turn(struct reporter *r)
 {
-    const bool connected = wire_connected(r->client);
+    bool connected;
 
+    line_watch(r);
+    if (!r->client)
+        return;
+    connected = wire_connected(r->client);
     if (connected && !r->connected && r->greeted) /* a daemon that may be new: adoption */
         r->greeted = false;
     r->connected = connected;
@@ -625,7 +677,7 @@ bool reporter_fenced(const struct reporter *r)
 
 bool reporter_away(const struct reporter *r)
 {
-    return !wire_connected(r->client);
+    return !r->client || !wire_connected(r->client);
 }
 
 void reporter_finish(struct reporter *r, const char *record)

@@ -2,6 +2,7 @@
  * worker is play_supervisor. */
 #include "tests/support/test.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <sched.h>
@@ -454,6 +455,46 @@ static void disk_full(void **state)
     free(data);
 }
 
+static size_t entries(const char *path)
+{
+    DIR *d = opendir(path);
+    size_t n = 0;
+
+    assert_non_null(d);
+    while (readdir(d))
+        n++;
+    closedir(d);
+    return n;
+}
+
+/* Many jobs leave no descriptors and no folders behind. */
+static void many(void **state)
+{
+    struct world *w = *state;
+    char fds[64], gangs[192];
+    size_t before = 0;
+
+    snprintf(fds, sizeof fds, "/proc/%d/fd", (int)w->pid);
+    snprintf(gangs, sizeof gangs, "%s/gangs", w->state);
+    for (uint8_t i = 1; i <= 40; i++) {
+        (void)world_submit(w, i, "many", "{\"play\":{\"steps\":1}}");
+        if (i != 5)
+            continue;
+        for (uint64_t job = 1; job <= 5; job++)
+            world_wait_for(w, job, "COMPLETED", 1);
+        before = entries(fds);
+    }
+    for (uint64_t job = 1; job <= 40; job++)
+        world_wait_for(w, job, "COMPLETED", 1);
+    for (int i = 0; i < PATIENCE_MS / 10 && entries(gangs) > 2; i++)
+        usleep(10000);
+    assert_int_equal(entries(gangs), 2);
+    /* supervisors' connections may still be closing, readers still be opened */
+    for (int i = 0; i < PATIENCE_MS / 10 && entries(fds) > before + 8; i++)
+        usleep(10000);
+    assert_true(entries(fds) <= before + 8);
+}
+
 /* Answered first, gone then. */
 static void stopped_by_request(void **state)
 {
@@ -485,6 +526,7 @@ int main(int argc, char **argv)
         cmocka_unit_test_setup_teardown(watched, world_setup, world_teardown),
         cmocka_unit_test_setup_teardown(refused, world_setup, world_teardown),
         cmocka_unit_test_setup_teardown(one_per_state, world_setup, world_teardown),
+        cmocka_unit_test_setup_teardown(many, world_setup, world_teardown),
         cmocka_unit_test_setup_teardown(put_back, world_setup, world_teardown),
         cmocka_unit_test_setup_teardown(lying, world_setup, world_teardown),
         cmocka_unit_test_setup_teardown(unstartable, world_setup, world_teardown),

@@ -169,7 +169,8 @@ static void lengths(const json_t *j, struct buf *out)
     json_object_foreach((json_t *)all, key, v)
     {
         format_buf a, b, c;
-        (void)buf_printf(out, "%-11s p50 %s  p95 %s  max %s tokens\n", key,
+        bool whole = strcmp(key, "pair") == 0 && json_object_get(all, "completion");
+        (void)buf_printf(out, "%-11s p50 %s  p95 %s  max %s tokens\n", whole ? "example" : key,
                          format_count(a, jobview_int(v, "p50")),
                          format_count(b, jobview_int(v, "p95")),
                          format_count(c, jobview_int(v, "max")));
@@ -191,10 +192,11 @@ void dataprint_summary(const json_t *j, struct buf *out)
             format_count(a, jobview_int(s, "rows")), format_count(b, jobview_int(s, "usable")),
             format_count(c, jobview_int(s, "selected")));
     }
-    (void)buf_printf(out, "%s examples to train on, %s to evaluate, %s replies cut\n",
-                     format_count(a, jobview_int(j, "examples")),
-                     format_count(b, jobview_int(j, "eval_examples")),
-                     format_count(c, jobview_int(j, "cut")));
+    int64_t examples = jobview_int(j, "examples"), cut = jobview_int(j, "cut");
+    (void)buf_printf(out, "%s example%s to train on, %s to evaluate, %s repl%s cut\n",
+                     format_count(a, examples), examples == 1 ? "" : "s",
+                     format_count(b, jobview_int(j, "eval_examples")), format_count(c, cut),
+                     cut == 1 ? "y" : "ies");
     lengths(j, out);
     if (*dataprint_dropped(j, text, sizeof text))
         (void)buf_printf(out, "%s\n", text);

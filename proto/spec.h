@@ -134,7 +134,8 @@ struct spec_options {
  * texts, the user's part with absolute paths (*ret_user, may be NULL) and the
  * resolved spec (*ret_resolved, may be NULL); or -EINVAL with every problem at
  * once in *problems (to spec_problems_free). Warnings are left there on success
- * too. Looks at the file system only for the model folder and the cache. */
+ * too. Looks at the file system only for the model folder and the cache, and, where
+ * something is wrong already, for whether the data files are there. */
 int spec_read(const char *text, size_t bytes, const struct spec_options *opts,
               struct spec **ret_spec, char **ret_user, char **ret_resolved,
               struct spec_problems *problems);

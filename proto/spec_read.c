@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "proto/spec.h"
 #include "proto/spec_flat.h"
@@ -159,6 +160,21 @@ static void absolute_sources(struct reader *rd, const char *key)
         if (abs)
             json_object_set_new(entry, "path", json_string(abs));
         free(abs);
+    }
+}
+
+/* A job that is wrong anyway is not looked at further, so a file that is not there is
+ * told here; of a job that is right, by whoever opens its data. */
+static void missing_sources(struct reader *rd, const char *key)
+{
+    const json_t *list = json_object_get(rd->flat.values, key);
+    for (size_t i = 0; i < json_array_size(list); i++) {
+        const char *path = json_string_value(json_object_get(json_array_get(list, i), "path"));
+        char at[64];
+        if (!path || path[0] != '/' || access(path, R_OK) == 0)
+            continue;
+        (void)snprintf(at, sizeof at, "%s.%zu.path", key, i);
+        spec_sink_add(&rd->sink, at, "%s: %.300s: %s", at, path, strerror(errno));
     }
 }
 
@@ -499,6 +515,8 @@ static int resolve(struct reader *rd, struct spec *spec)
     resolve_output(rd);
     resolve_model(rd);
     notes(rd);
+    for (size_t i = 0; i < 2 && rd->sink.problems; i++)
+        missing_sources(rd, lists[i]);
     r = fill(rd, spec);
     if (r < 0)
         return r;

@@ -85,6 +85,8 @@ CASES = [
     ('wrong value', lambda c: c.job.write_text(JOB + 'beta: -1\n'), 'beta: must be more than 0', 1),
     ('not YAML', lambda c: c.job.write_text(JOB + 'a: [\n'), 'not YAML', 1),
     ('binary job', lambda c: c.job.write_bytes(bytes(range(256))), 'job.yaml', 1),
+    ('everything at once', lambda c: (c.data.unlink(), shutil.rmtree(c.model), c.job.write_text(JOB + 'beta: -1\n')),
+     'd.jsonl: No such file', 1),
     ('no job', lambda c: c.job.unlink(), 'No such file', 1),
     ('no data', lambda c: c.data.unlink(), 'd.jsonl', 1),
     ('empty data', lambda c: c.data.write_text(''), 'd.jsonl', 1),

@@ -43,6 +43,7 @@ static int setup(void **state)
     assert_non_null(mkdtemp(dir));
     make_dir("m");
     write_file("m/config.json", "{}");
+    write_file("d.jsonl", "");
     make_dir("empty");
     make_dir("hub");
     make_dir("hub/models--org--name");
@@ -245,6 +246,17 @@ static void test_every_problem_at_once(void **state)
     for (int i = 0; i < 4; i++)
         assert_int_equal(x.problems.v[i].line, 4 + i);
     assert_true(x.problems.v[3].warning);
+    result_free(&x);
+
+    /* data that are not there are one of them; a right job file says nothing of its data */
+    static const char gone[] =
+        "method: dpo\nmodel_name_or_path: nowhere\ntrain:\n  - path: d.jsonl\n  - path: gone\n";
+    x = read_text(gone, NULL);
+    assert_int_equal(x.r, -EINVAL);
+    assert_int_equal(x.problems.n, 2);
+    assert_int_equal(x.problems.v[0].line, 2);
+    assert_int_equal(x.problems.v[1].line, 5);
+    assert_non_null(strstr(x.problems.v[1].text, "train.1.path: /"));
     result_free(&x);
 }
 

@@ -9,7 +9,7 @@
 #include "worker/engine_impl.h"
 #include "worker/half.h"
 
-enum { ENGINE_ALIGN = 256, ENGINE_LOGITS_BYTES = 8 << 20, ENGINE_CHUNK = 1024 };
+enum { ENGINE_ALIGN = 256, ENGINE_LOGITS_BYTES = 20 << 20, ENGINE_CHUNK = 960 };
 
 static int64_t padded(int64_t n)
 {
@@ -131,9 +131,11 @@ static int sizes_set(struct engine *e, const struct engine_opts *o, const struct
     e->ld_q = padded(e->q);
     e->ld_kv = padded(2 * e->kv);
     e->ld_qkv = padded(e->q + 2 * e->kv);
-    /* Rows are independent, so the chunk changes no bit. */
-    e->chunk = ENGINE_LOGITS_BYTES / 4 / e->ld_v / 32 * 32;
-    e->chunk = e->chunk < 32 ? 32 : e->chunk > ENGINE_CHUNK ? ENGINE_CHUNK : e->chunk;
+    /* Rows are independent, so the chunk changes no bit. Whole tiles of the CPU's
+     * products (48 rows); the logits stay in a last-level cache, and the head's
+     * weights are read once for as many rows as that allows. */
+    e->chunk = ENGINE_LOGITS_BYTES / 4 / e->ld_v / 48 * 48;
+    e->chunk = e->chunk < 48 ? 48 : e->chunk > ENGINE_CHUNK ? ENGINE_CHUNK : e->chunk;
     e->chunk = e->chunk > e->max_head ? e->max_head : e->chunk;
     return 0;
 }

@@ -14,6 +14,7 @@ struct submit {
     const char *key;
     struct jobfile file;
     uint64_t job;
+    char *was; /* rerun, resume: the stored resolved spec */
 };
 
 #define SUBMIT_OPTIONS(s)                                                                       \
@@ -130,6 +131,8 @@ static int stored(struct cli *cli, struct conn *c, uint64_t job, struct submit *
     int r = conn_call(cli, c, &req, &reply);
     if (r == CLI_OK)
         r = jobfile_from_text(cli, reply->specs.user_spec, &s->sets, &s->file);
+    if (r == CLI_OK)
+        s->was = strdup(reply->specs.resolved);
     codec_free(reply);
     return r;
 }
@@ -154,7 +157,26 @@ static int verb_rerun(struct cli *cli, int argc, char **argv)
         r = send(cli, &c, &s);
     conn_close(&c);
     jobfile_fini(&s.file);
+    free(s.was);
     return r == CLI_OK ? follow_up(cli, &s) : r;
+}
+
+/* What alignd has given a job stays with it: another value would be ignored. */
+static int kept(struct cli *cli, const struct submit *s)
+{
+    static const char *const keys[] = {"name",    "method",      "output_dir",
+                                       "devices", "device_type", "priority"};
+    json_t *was = s->was ? json_loads(s->was, 0, NULL) : NULL;
+    json_t *now = json_loads(s->file.resolved, 0, NULL);
+    const json_t *a = json_object_get(was, "values"), *b = json_object_get(now, "values");
+    int r = CLI_OK;
+    for (size_t i = 0; a && b && r == CLI_OK && i < sizeof keys / sizeof keys[0]; i++)
+        if (!json_equal(json_object_get(a, keys[i]), json_object_get(b, keys[i])))
+            r = err_set(&cli->err, CLI_REFUSED,
+                        "%s: a resumed job keeps it; alignctl rerun makes a new job", keys[i]);
+    json_decref(was);
+    json_decref(now);
+    return r;
 }
 
 /* With --set: the changed spec goes along. The data are checked when it starts, in
@@ -164,6 +186,8 @@ static int changed_spec(struct cli *cli, struct conn *c, struct submit *s, struc
     int r = stored(cli, c, m->job, s);
     if (r == CLI_OK)
         r = jobfile_resolve(cli, &s->file);
+    if (r == CLI_OK)
+        r = kept(cli, s);
     if (r != CLI_OK)
         return r;
     m->user_spec = s->file.user;
@@ -227,6 +251,7 @@ static int verb_resume(struct cli *cli, int argc, char **argv)
     codec_free(reply);
     conn_close(&c);
     jobfile_fini(&s.file);
+    free(s.was);
     return r == CLI_OK ? follow_up(cli, &s) : r;
 }
 

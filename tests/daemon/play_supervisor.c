@@ -181,6 +181,8 @@ static void meet(struct play *p, long long ms)
         quit("the value is not what was put");
     codec_free(v);
     codec_free(ask(p, &put)); /* the same again is fine */
+    if (play_int(p, "alone", 0) == 0)
+        return;
     get.w_rdv_get.name = "rank1";
     v = ask(p, &get); /* held, then answered with "not there" */
     if (v->w_value.found)

@@ -84,7 +84,7 @@ static void killed(void **state)
     world_expect_log(w, job, "hello from rank 0\ndone\n");
 }
 
-/* A kill between rdv_put and rdv_get: the value is there. A held get ends by itself. */
+/* A kill between rdv_put and rdv_get: the value is there. */
 static void meeting(void **state)
 {
     struct world *w = *state;

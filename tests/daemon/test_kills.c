@@ -196,11 +196,22 @@ static void in_every_phase(void **state)
         assert_true(kills[i] >= 10);
 }
 
+/* A request for a value that nobody puts is held, then answered with "not there". */
+static void held_ends(void **state)
+{
+    struct world *w = *state;
+    const uint64_t job =
+        world_submit(w, 1, "alone", "{\"play\":{\"steps\":1,\"meet_ms\":1,\"alone\":1}}");
+
+    world_wait_for(w, job, "COMPLETED", 1);
+}
+
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(during_submits, world_setup, world_teardown),
         cmocka_unit_test_setup_teardown(in_every_phase, world_setup, world_teardown),
+        cmocka_unit_test_setup_teardown(held_ends, world_setup, world_teardown),
     };
 
     if (argc == 2)

@@ -1,9 +1,11 @@
 /* views.c - see views.h. */
 #include "daemon/views.h"
 
+#include <errno.h>
 #include <inttypes.h>
 #include <pwd.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 enum { USERS = 64 };
@@ -111,12 +113,32 @@ void views_progress(struct buf *b, const struct job *j)
     buf_str(b, "}");
 }
 
+/* cpu:2 before cpu:10; a restart brings devices back in another order. */
+static int by_name(const void *a, const void *b)
+{
+    const struct core_device *p = a, *q = b;
+    const size_t m = strlen(p->name), n = strlen(q->name);
+
+    if (p->type != q->type)
+        return p->type < q->type ? -1 : 1;
+    return m != n ? (m < n ? -1 : 1) : strcmp(p->name, q->name);
+}
+
 void views_devices(struct buf *b, const struct core *c, const char *note)
 {
+    const size_t n = core_n_devices(c);
+    struct core_device *all = calloc(n ? n : 1, sizeof(*all));
+
+    if (!all) {
+        b->r = -ENOMEM;
+        return;
+    }
+    for (size_t i = 0; i < n; i++)
+        core_device_at(c, i, &all[i]);
+    qsort(all, n, sizeof(*all), by_name);
     buf_str(b, "[");
-    for (size_t i = 0; i < core_n_devices(c); i++) {
-        struct core_device d;
-        core_device_at(c, i, &d);
+    for (size_t i = 0; i < n; i++) {
+        const struct core_device d = all[i];
         buf_str(b, i ? ",{\"device\":" : "{\"device\":");
         buf_json(b, d.name);
         text(b, "type", type_name(d.type));
@@ -129,4 +151,5 @@ void views_devices(struct buf *b, const struct core *c, const char *note)
         buf_str(b, "}");
     }
     buf_str(b, "]");
+    free(all);
 }

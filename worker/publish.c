@@ -173,10 +173,25 @@ static int put_log(const struct publish *p, struct err *err)
     return put_text(p, "log.txt", &all, err);
 }
 
+int publish_rows(const struct publish *p, struct err *err)
+{
+    struct text_out dropped = {0}, chosen = {0};
+    int r = rundir_fence(p->dir, err);
+
+    if (r == 0) {
+        publish_dropped(p->spec, p->data, &dropped);
+        r = put_text(p, "dropped.jsonl", &dropped, err);
+    }
+    if (r == 0) {
+        publish_selected(p->spec, p->data, &chosen);
+        r = put_text(p, "selected.jsonl", &chosen, err);
+    }
+    return r;
+}
+
 int publish_run(const struct publish *p, struct err *err)
 {
     const char *user = p->user_json != NULL ? p->user_json : p->resolved_json;
-    struct text_out dropped = {0}, chosen = {0};
     int r = rundir_fence(p->dir, err);
 
     if (r == 0)
@@ -187,14 +202,8 @@ int publish_run(const struct publish *p, struct err *err)
         r = put(p, "spec.yaml", user, strlen(user), err);
     if (r == 0)
         r = put(p, "spec.resolved.json", p->resolved_json, strlen(p->resolved_json), err);
-    if (r == 0) {
-        publish_dropped(p->spec, p->data, &dropped);
-        r = put_text(p, "dropped.jsonl", &dropped, err);
-    }
-    if (r == 0) {
-        publish_selected(p->spec, p->data, &chosen);
-        r = put_text(p, "selected.jsonl", &chosen, err);
-    }
+    if (r == 0)
+        r = publish_rows(p, err);
     if (r == 0)
         r = put_log(p, err);
     if (r == 0)

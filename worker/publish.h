@@ -28,6 +28,9 @@ struct publish {
  * of all, metrics.jsonl. -ESTALE: a later attempt has begun. */
 int publish_run(const struct publish *p, struct err *err);
 
+/* Of these the dropped and selected rows alone: known, and wanted, from the start. */
+int publish_rows(const struct publish *p, struct err *err);
+
 /* Whether the top of a run's folder is that of a run that trained to its end: the last
  * row of its metrics.jsonl is a summary. *ret_step: its step. */
 bool publish_finished(const char *output_dir, int64_t *ret_step);

@@ -188,6 +188,18 @@ static void say_plan(const struct run *r)
              (long long)p->warmup, (long long)p->token_budget, r->t.data->longest);
 }
 
+/* Which rows are used can be looked up while the run trains, and when it fails. No step
+ * depends on it, so a full disk is only said. */
+static void say_rows(const struct run *r)
+{
+    struct err err = {0};
+
+    if (leads(r) &&
+        publish_rows(&(struct publish){.dir = &r->dir, .spec = r->spec, .data = r->t.data}, &err) <
+            0)
+        log_warn("rows", "error=\"%s\"", err.text);
+}
+
 static int start(struct run *r, struct err *err)
 {
     const struct trainer_opts to = {
@@ -205,6 +217,7 @@ static int start(struct run *r, struct err *err)
     if (n < 0)
         return n;
     say_plan(r);
+    say_rows(r);
     return report_start(&r->report, r->began, err);
 }
 

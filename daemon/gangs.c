@@ -221,7 +221,7 @@ static void after_start(struct gang *g)
 {
     const int64_t waited_s = (alignd_boottime_ns() - g->start.since_ns) / 1000000000;
 
-    if (g->r == -EBUSY && waited_s < DEVICE_WAIT_S) {
+    if (g->r == -EBUSY && waited_s < DEVICE_WAIT_S && !g->stop_later && !g->want_kill) {
         again(g);
         return;
     }
@@ -442,11 +442,22 @@ void gangs_launch(struct alignd *a, const struct fx_launch *l)
     next_op(g);
 }
 
+/* One that still waits for its devices' locks is not started any more. */
+static bool give_up_start(struct gang *g)
+{
+    if (!g->start.output_dir || g->start.drain || g->op == OP_START)
+        return false;
+    start_free(&g->start);
+    g->want_start = false;
+    tell(g, EV_LAUNCH_FAILED, "stopped before it was started");
+    return true;
+}
+
 void gangs_stop(struct alignd *a, uint64_t job, uint32_t attempt)
 {
     struct gang *g = find(a, job, attempt);
 
-    if (held_order(a, job, attempt, EVENT_STOP) || !g)
+    if (held_order(a, job, attempt, EVENT_STOP) || !g || give_up_start(g))
         return;
     g->stop_later = true;
     uv_timer_start(&g->timer, on_timer, STOP_WAIT_MS, 0);
@@ -456,6 +467,8 @@ void gangs_kill(struct alignd *a, uint64_t job, uint32_t attempt)
 {
     struct gang *g = need(a, job, attempt);
 
+    if (give_up_start(g))
+        return;
     g->want_kill = true;
     next_op(g);
 }

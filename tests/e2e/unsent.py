@@ -1,8 +1,10 @@
 """unsent.py BUILD - reports that nobody could hear are not lost: alignd is away while a
 gang trains on, the gang is killed whole, and a new supervisor sends the rest of the
 dead one's spool before its own rows. Then a gang that outlasts an absence by itself,
-and one killed while its ranks meet."""
+and kills while ranks meet."""
+import fcntl
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -83,6 +85,19 @@ def meeting(rig, calm, n):
     assert len(rig.metrics(job)) == len(rig.metrics(calm))
 
 
+def cancelled_before_it_started(rig):
+    """Another program took the device before alignd saw it: the start waits for the lock."""
+    lock = os.open(rig.dir / 'd/cpu:0.lock', os.O_RDONLY | os.O_CREAT, 0o644)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    job = start(rig, 'never')
+    assert rig.wait_state(job, {'CONFIGURING', 'PENDING'}) and not rig.gang(job, 1)
+    began = time.monotonic()
+    rig.ctl('cancel', job)
+    assert rig.wait_state(job, {'CANCELLED', 'FAILED'}) == 'CANCELLED', rig.show(job)
+    assert time.monotonic() - began < 5
+    os.close(lock)
+
+
 def main():
     rig = Rig(sys.argv[1])
     began = time.monotonic()
@@ -90,6 +105,7 @@ def main():
         rig.up()
         calm = start(rig, 'calm')
         finish(rig, calm)
+        cancelled_before_it_started(rig)
         late = lost_with_its_reports(rig, calm)
         away(rig, calm)
         for n in range(4):

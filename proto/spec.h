@@ -112,9 +112,9 @@ struct spec_set {
 
 /* Everything wrong or worth saying about a job file. */
 struct spec_problem {
-    int line;     /* in the file, 1-based; 0: not from the file (--set, default) */
-    bool warning; /* a note: the job is still valid                               */
-    char text[512];
+    int line;        /* in the file, 1-based; 0: not from the file (--set, default) */
+    bool warning;    /* a note: the job is still valid                               */
+    char text[1200]; /* as much as a struct err, and where */
 };
 struct spec_problems {
     struct spec_problem *v;

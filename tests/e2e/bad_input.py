@@ -62,9 +62,13 @@ def cut(path, to):
     path.write_bytes(path.read_bytes()[:to])
 
 
-def config(model, **values):
-    path = model / 'config.json'
+def config_of(model, name, **values):
+    path = model / name
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def config(model, **values):
+    config_of(model, 'config.json', **values)
 
 
 def only_pickle(model):
@@ -111,6 +115,9 @@ CASES = [
     ('header lies: overlap', lambda c: header(c.model, overlap), 'model.safetensors', 1),
     ('header lies: length', lambda c: header(c.model, longer), 'model.safetensors', 1),
     ('header huge', lambda c: (c.model / 'model.safetensors').write_bytes(b'\xff' * 64), 'model.safetensors', 1),
+    ('chat template nobody knows', lambda c: (config_of(c.model, 'tokenizer_config.json', chat_template='{% for m in x %}'),
+                                              c.job.write_text(JOB.replace('preference}', 'preference, template: model}'))),
+     "for p in [r['prompt']]]\"", 1),
     ('no tokenizer', lambda c: (c.model / 'tokenizer.json').unlink(), 'tokenizer', 1),
     ('tokenizer no JSON', lambda c: cut(c.model / 'tokenizer.json', 1000), 'tokenizer.json', 1),
     ('config too small', lambda c: config(c.model, vocab_size=100), 'config.json says [100', 1),

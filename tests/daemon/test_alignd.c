@@ -455,6 +455,43 @@ static void disk_full(void **state)
     free(data);
 }
 
+/* Two alignds on one machine: what the one's gang has is foreign to the other, until the
+ * gang is gone. */
+static void neighbours(void **state)
+{
+    struct world *a = *state, b = {0};
+    struct msg m = world_submission(1, "wide", "{\"play\":{\"steps\":1,\"end\":\"stay\"}}"), *r;
+    uint64_t job;
+    json_t *o;
+
+    m.submit.devices = 4;
+    r = world_ask(a, &m);
+    assert_int_equal(r->type, MSG_T_submitted);
+    job = r->submitted.job;
+    codec_free(r);
+    world_wait_for(a, job, "RUNNING", 1);
+    snprintf(b.dir, sizeof b.dir, "%s", a->dir);
+    snprintf(b.state, sizeof b.state, "%s/b", a->dir);
+    snprintf(b.devices, sizeof b.devices, "%s", a->devices);
+    world_start(&b);
+    m = (struct msg){.type = MSG_T_devices};
+    r = world_ask(&b, &m);
+    assert_non_null(strstr(r->json.text, "\"FOREIGN\""));
+    assert_null(strstr(r->json.text, "\"FREE\""));
+    codec_free(r);
+    assert_int_equal(world_submit(&b, 1, "waits", "{\"play\":{\"steps\":1}}"), 1);
+    o = world_show(&b, 1);
+    assert_string_equal(world_text_of(o, "state"), "PENDING");
+    assert_string_equal(world_text_of(o, "reason"), "DevicesForeign");
+    json_decref(o);
+    m = (struct msg){.type = MSG_T_cancel};
+    m.cancel = (struct msg_cancel){.key = world_key(2), .job = job, .now = true};
+    codec_free(world_ask(a, &m));
+    world_wait_for(&b, 1, "COMPLETED", 1);
+    world_finish(&b, SIGTERM);
+    wire_hangup(b.control);
+}
+
 static size_t entries(const char *path)
 {
     DIR *d = opendir(path);
@@ -526,6 +563,7 @@ int main(int argc, char **argv)
         cmocka_unit_test_setup_teardown(watched, world_setup, world_teardown),
         cmocka_unit_test_setup_teardown(refused, world_setup, world_teardown),
         cmocka_unit_test_setup_teardown(one_per_state, world_setup, world_teardown),
+        cmocka_unit_test_setup_teardown(neighbours, world_setup, world_teardown),
         cmocka_unit_test_setup_teardown(many, world_setup, world_teardown),
         cmocka_unit_test_setup_teardown(put_back, world_setup, world_teardown),
         cmocka_unit_test_setup_teardown(lying, world_setup, world_teardown),

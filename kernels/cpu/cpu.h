@@ -89,6 +89,10 @@ struct kn_ctx {
     size_t *scratch_bytes;
 };
 
+/* Memory for large things: pages of 2 MiB where the kernel has them (fewer misses
+ * in the address cache; 5 % of a training step). Free with free(). NULL: none. */
+void *cpu_pages(size_t bytes);
+
 /* Makes every thread's scratch (shared: the common one) at least this long. The
  * content is not kept. */
 int cpu_scratch(struct kn_ctx *ctx, size_t per_thread, size_t shared);
@@ -122,7 +126,8 @@ struct cpu_packed {
     int n_blocks;
     int64_t ld_acc; /* of the tile the product is written to */
     dnnl_memory_desc_t md[2];
-    dnnl_memory_t *weights; /* (n_blocks) */
+    dnnl_memory_t *weights; /* (n_blocks), in `memory` */
+    char *memory;
     struct cpu_block_key *keys;
     int n_keys;
 };

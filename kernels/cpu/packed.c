@@ -37,6 +37,12 @@ static int64_t block_columns(const struct cpu_packed *p, int b)
     return b < p->n_blocks - 1 ? p->block : p->n - p->block * (p->n_blocks - 1);
 }
 
+/* Bytes of a block, whole pages: the last one's only when asked. */
+static size_t block_bytes(const struct cpu_packed *p, int last)
+{
+    return (dnnl_memory_desc_get_size(&p->md[last]) + 4095) / 4096 * 4096;
+}
+
 static void choose_blocks(struct cpu_packed *p, size_t elem)
 {
     int64_t most = (int64_t)((size_t)BLOCK_BYTES / elem) / p->k / BLOCK_MIN * BLOCK_MIN;
@@ -123,7 +129,8 @@ static int pack_block(struct kn_ctx *ctx, struct cpu_packed *p, int b, const voi
     if (s == dnnl_success)
         s = dnnl_memory_create(&src, &plain, ctx->engine, (void *)(uintptr_t)from);
     if (s == dnnl_success)
-        s = dnnl_memory_create(&p->weights[b], to, ctx->engine, DNNL_MEMORY_ALLOCATE);
+        s = dnnl_memory_create(&p->weights[b], to, ctx->engine,
+                               p->memory + (size_t)b * block_bytes(p, 0));
     if (s == dnnl_success)
         s = dnnl_reorder_primitive_desc_create(&pd, &plain, ctx->engine, to, ctx->engine, NULL);
     if (s == dnnl_success)
@@ -194,13 +201,16 @@ void cpu_packed_close(struct kn_ctx *ctx, struct cpu_packed *p)
     }
     free(p->keys);
     free(p->weights);
+    free(p->memory);
     memset(p, 0, sizeof *p);
 }
 
 size_t cpu_packed_bytes(int64_t n, int64_t k, enum kn_dtype compute)
 {
     const int64_t rounded = (n + 63) / 64 * 64, rows = (k + 15) / 16 * 16;
-    return (size_t)rounded * (size_t)rows * (compute == KN_BF16 ? 2 : 4);
+    const size_t bytes = (size_t)rounded * (size_t)rows * (compute == KN_BF16 ? 2 : 4);
+
+    return bytes + (bytes / (BLOCK_BYTES / 2) + 1) * 4096; /* blocks begin on pages */
 }
 
 /* Primitive i (0: full block, 1: last) with every thread's memory objects. */
@@ -398,8 +408,11 @@ int cpu_packed_open(struct kn_ctx *ctx, struct cpu_packed *p, const void *w, int
             if (r == 0)
                 r = choose_layout(ctx, p, p->block, &p->md[0]);
         }
-        if (r == 0)
-            r = pack(ctx, p, w, transposed);
+        if (r == 0) {
+            p->memory =
+                cpu_pages((size_t)(p->n_blocks - 1) * block_bytes(p, 0) + block_bytes(p, 1));
+            r = p->memory ? pack(ctx, p, w, transposed) : -ENOMEM;
+        }
         if (r == 0)
             r = make_key(ctx, p, (k + KN_LD - 1) / KN_LD * KN_LD, &key);
         if (r == 0)

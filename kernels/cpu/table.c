@@ -2,6 +2,7 @@
 #include <omp.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/mman.h>
 
 #include "cpu.h"
 
@@ -126,19 +127,44 @@ static int cpu_info(struct kn_ctx *ctx, struct kn_info *ret_info)
     return 0;
 }
 
+void *cpu_pages(size_t bytes)
+{
+    const size_t large = (size_t)2 << 20;
+    void *p = NULL;
+
+    if (bytes > (size_t)PTRDIFF_MAX - large)
+        return NULL;
+    if (posix_memalign(&p, bytes >= 2 * large ? large : 4096, bytes ? bytes : 1))
+        return NULL;
+    if (bytes >= 2 * large) /* advice: where it is refused nothing is lost */
+        (void)madvise(p, bytes / large * large, MADV_HUGEPAGE);
+    return p;
+}
+
+static int cpu_alloc(struct kn_ctx *ctx, size_t bytes, void **ret_ptr)
+{
+    void *p = cpu_pages(bytes);
+
+    (void)ctx;
+    if (!p)
+        return -ENOMEM;
+    memset(p, 0, bytes);
+    *ret_ptr = p;
+    return 0;
+}
+
 static int grow(struct kn_ctx *ctx, int i, size_t bytes)
 {
-    const size_t rounded = (bytes + 4095) / 4096 * 4096;
     void *p;
 
     if (bytes <= ctx->scratch_bytes[i])
         return 0;
-    p = aligned_alloc(4096, rounded);
+    p = cpu_pages(bytes);
     if (!p)
         return -ENOMEM;
     free(ctx->scratch[i]);
     ctx->scratch[i] = p;
-    ctx->scratch_bytes[i] = rounded;
+    ctx->scratch_bytes[i] = bytes;
     return 0;
 }
 
@@ -156,7 +182,7 @@ static const struct kn_ops cpu_ops = {
     .open = cpu_open,
     .close = cpu_close,
     .info = cpu_info,
-    .alloc = ref_alloc,
+    .alloc = cpu_alloc,
     .free = ref_free,
     .copy = ref_copy,
     .zero = ref_zero,

@@ -1,6 +1,6 @@
 /* alignd.h - the daemon's shell around the core: one context, one loop thread.
  *
- *   server.c   frames -> events; replies -> frames
+ *   server*.c  frames -> events; replies -> frames
  *   effects.c  batches: core_step, commit, then actions in order
  *   held.c     requests that wait for something
  *   feed.c     the newest rows of jobs that run, for watchers

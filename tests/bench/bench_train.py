@@ -111,15 +111,8 @@ def token_rows(folder):
 
 
 def ids_of(view):
-    out = []
-    for row in view["rows"]:
-        half = {}
-        for name in ("chosen", "rejected"):
-            tokens = row[name]
-            half[name] = [t["id"] for t in tokens if t["trained"]]
-            half["prompt"] = [t["id"] for t in tokens if not t["trained"]]
-        out.append(half)
-    return out
+    return [{part["name"]: [t["id"] for t in part["tokens"]] for part in row["parts"]}
+            for row in view["examples_shown"]]
 
 
 def flops_per_pair(rows):

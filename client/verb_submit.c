@@ -164,8 +164,28 @@ static int verb_rerun(struct cli *cli, int argc, char **argv)
 /* What alignd has given a job stays with it: another value would be ignored. */
 static int kept(struct cli *cli, const struct submit *s)
 {
-    static const char *const keys[] = {"name",    "method",      "output_dir",
-                                       "devices", "device_type", "priority"};
+    static const char *const keys[] = {
+        "name",
+        "method",
+        "output_dir",
+        "devices",
+        "device_type",
+        "priority",
+        "dtype",
+        "load_in_4bit",
+        "bnb_4bit_quant_type",
+        "lora_r",
+        "lora_alpha",
+        "lora_target_modules",
+        "use_rslora",
+        "train",
+        "max_length",
+        "train_batch_size",
+        "seed",
+        "data_seed",
+        "model_name_or_path",
+        "bnb_4bit_use_double_quant",
+    };
     json_t *was = s->was ? json_loads(s->was, 0, NULL) : NULL;
     json_t *now = json_loads(s->file.resolved, 0, NULL);
     const json_t *a = json_object_get(was, "values"), *b = json_object_get(now, "values");

@@ -207,7 +207,10 @@ static void on_submit(struct core *c, const struct event *ev, struct effects *fx
         wrong = place_dir(s->output_dir, s->name, c->meta.next_job, dir);
     if (!wrong) {
         type = device_type(c, s, text, sizeof(text));
-        wrong = type ? NULL : text;
+        if (!type) { /* a limit of this machine, not a mistake in the request */
+            answer(c, ev, fx, EVENT_TOO_MANY, 0, text);
+            return;
+        }
     }
     if (wrong) {
         answer(c, ev, fx, EVENT_INVALID, 0, wrong);

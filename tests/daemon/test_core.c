@@ -262,7 +262,7 @@ static void test_reasons_name_what_is_missing(void **state)
     assert_int_equal(core_job(f.c, 5)->state, JOB_CONFIGURING);
     struct event wide = submit_event(&f, 3);
     step(&f, &wide);
-    assert_int_equal(answer(&f)->code, EVENT_INVALID);
+    assert_int_equal(answer(&f)->code, EVENT_TOO_MANY);
     assert_string_equal(answer(&f)->text, "the job wants 3 cpu devices; this alignd has 2");
     teardown(&f);
 }

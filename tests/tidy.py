@@ -96,7 +96,11 @@ def check_words():
         if not path.is_file() or path.stat().st_size > 1 << 20:
             continue
         data = path.read_bytes()
-        if b'\0' in data or name == 'tests/tidy.py':
+        if name == 'tests/tidy.py':
+            continue
+        if b'\0' in data:  # what tools write into the files they make
+            if re.search(rb'/(work|root|farm)/', data):
+                err(path, 1, 'a path of one machine')
             continue
         for n, line in enumerate(data.decode('utf-8', 'replace').splitlines(), 1):
             if re.search(r'(^|[\s"\'=(])/(work|root|farm)/', line):

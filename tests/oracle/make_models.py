@@ -58,14 +58,12 @@ def bytelevel_tokenizer(out, vocab):
 
 def sentencepiece_model(out, vocab):
     import sentencepiece as spm
-    text = out / "text.txt"
-    text.write_text("\n".join(t.replace(EOS, "") for t in corpus.documents(2, 3000, EOS)))
-    spm.SentencePieceTrainer.Train(
-        input=str(text), model_prefix=str(out / "tokenizer"), vocab_size=vocab, model_type="bpe",
-        byte_fallback=True, normalization_rule_name="identity", remove_extra_whitespaces=False,
-        character_coverage=1.0, bos_piece=BOS, eos_piece=EOS, unk_piece=UNK, minloglevel=2)
-    text.unlink()
-    (out / "tokenizer.vocab").unlink()
+    lines = (t.replace(EOS, "") for t in corpus.documents(2, 3000, EOS))
+    with open(out / "tokenizer.model", "wb") as model:  # a file name would stand in the model
+        spm.SentencePieceTrainer.Train(
+            sentence_iterator=lines, model_writer=model, vocab_size=vocab, model_type="bpe",
+            byte_fallback=True, normalization_rule_name="identity", remove_extra_whitespaces=False,
+            character_coverage=1.0, bos_piece=BOS, eos_piece=EOS, unk_piece=UNK, minloglevel=2)
     return spm.SentencePieceProcessor(model_file=str(out / "tokenizer.model"))
 
 

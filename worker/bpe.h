@@ -14,8 +14,8 @@
 #include <stdint.h>
 
 #include "proto/err.h"
-#include "worker/tokenizer.h"
 #include "worker/tokenizer_map.h"
+#include "worker/tokens.h"
 
 struct bpe;
 

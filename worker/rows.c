@@ -523,3 +523,14 @@ void rows_free(struct row *row)
     free(row->turns);
     *row = (struct row){0};
 }
+
+int rows_first_user(const struct row *row)
+{
+    const size_t first = row->n_turns > 0 && row->turns[0].role == TURN_SYSTEM;
+    if (row->odd_turns || (row->n_turns - first) % 2 != 1)
+        return -1;
+    for (size_t i = first; i < row->n_turns; i++)
+        if (row->turns[i].role != ((i - first) % 2 ? TURN_ASSISTANT : TURN_USER))
+            return -1;
+    return (int)first;
+}

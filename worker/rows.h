@@ -67,6 +67,9 @@ struct rows_rule {
 int rows_parse(const struct rows_rule *rule, const char *json, size_t n, struct row *row,
                enum drop_reason *ret_reason, struct err *err);
 void rows_free(struct row *row);
+/* The index of the first user turn where turns are user, assistant, user, ..., user
+ * after at most one system turn; -1: they are not so. */
+int rows_first_user(const struct row *row);
 
 struct slice slice_trim(struct slice s); /* without Unicode white space at both ends */
 

@@ -69,17 +69,6 @@ static int add(struct text *t, const char *before, struct slice s, const char *a
     return r ? r : text_adds(t, after);
 }
 
-int template_first_user(const struct row *row)
-{
-    const size_t first = row->n_turns > 0 && row->turns[0].role == TURN_SYSTEM;
-    if (row->odd_turns || (row->n_turns - first) % 2 != 1)
-        return -1;
-    for (size_t i = first; i < row->n_turns; i++)
-        if (row->turns[i].role != ((i - first) % 2 ? TURN_ASSISTANT : TURN_USER))
-            return -1;
-    return (int)first;
-}
-
 static int render_none(const struct row *row, int n, struct rendered *out, struct err *err)
 {
     if (!row->raw_replies)
@@ -145,7 +134,7 @@ int template_render(const struct template *t, const struct row *row, int n_repli
         return r ? r : render_none(row, n_replies, out, err);
     if (t->kind == SPEC_TEMPLATE_MODEL)
         return template_known_render(t, row, n_replies, out, reason);
-    const int first = template_first_user(row);
+    const int first = rows_first_user(row);
     if (first < 0) {
         *reason = DROP_ROLES;
         return 1;

@@ -56,9 +56,6 @@ int template_init(struct template *t, enum spec_template kind, const struct toke
  * can render no row of this kind (messages with none); -ENOMEM. */
 int template_render(const struct template *t, const struct row *row, int n_replies,
                     struct rendered *out, enum drop_reason *reason, struct err *err);
-/* The index of the first user turn where turns are user, assistant, user, ..., user
- * after at most one system turn; -1: they are not so. */
-int template_first_user(const struct row *row);
 void rendered_free(struct rendered *r);
 
 #endif

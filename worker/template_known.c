@@ -213,7 +213,7 @@ static int render_zephyr(const struct template *t, const struct row *row, int n,
 int template_known_render(const struct template *t, const struct row *row, int n_replies,
                           struct rendered *out, enum drop_reason *reason)
 {
-    const int first = template_first_user(row);
+    const int first = rows_first_user(row);
     const bool strict = t->known->family == FAMILY_LLAMA2 || t->known->family == FAMILY_MISTRAL;
 
     if (row->n_turns == 0 || row->odd_turns || (strict && first < 0) ||

@@ -477,23 +477,3 @@ size_t tokenizer_piece(const struct tokenizer *t, int32_t id, char *buf, size_t 
     text_free(&out);
     return n;
 }
-
-int tokens_put(struct tokens *out, int32_t id)
-{
-    if (out->n == out->cap) {
-        const size_t cap = out->cap ? 2 * out->cap : 256;
-        int32_t *p = realloc(out->ids, cap * sizeof *p);
-        if (!p)
-            return -ENOMEM;
-        out->ids = p;
-        out->cap = cap;
-    }
-    out->ids[out->n++] = id;
-    return 0;
-}
-
-void tokens_free(struct tokens *t)
-{
-    free(t->ids);
-    *t = (struct tokens){0};
-}

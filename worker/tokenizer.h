@@ -11,13 +11,9 @@
 #include <stdint.h>
 
 #include "proto/err.h"
+#include "worker/tokens.h"
 
 struct tokenizer;
-
-struct tokens {
-    int32_t *ids; /* malloc'ed, grows */
-    size_t n, cap;
-};
 
 /* dir: a model folder. Returns 0; -ENOENT (no tokenizer there), -EINVAL (says
  * which file and what is unsupported or broken), -ENOMEM. */
@@ -48,8 +44,5 @@ int32_t tokenizer_id(const struct tokenizer *t, const char *token);
 /* Writes the text of one id to buf; returns bytes needed (snprintf's way).
  * Byte-fallback pieces give their raw byte. For people: not a round trip. */
 size_t tokenizer_piece(const struct tokenizer *t, int32_t id, char *buf, size_t size);
-
-int tokens_put(struct tokens *t, int32_t id); /* 0, -ENOMEM */
-void tokens_free(struct tokens *t);
 
 #endif

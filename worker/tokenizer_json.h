@@ -9,7 +9,7 @@
 #include <stdint.h>
 
 #include "proto/err.h"
-#include "worker/tokenizer.h"
+#include "worker/tokens.h"
 
 struct tokenizer_json;
 

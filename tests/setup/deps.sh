@@ -8,7 +8,7 @@ packages=(
   libuv1-dev libnng-dev libmsgpack-dev libjansson-dev libfyaml-dev libsqlite3-dev
   libdnnl-dev libgloo-dev libarchive-dev libpcre2-dev libsentencepiece-dev
   libncurses-dev libcmocka-dev
-  clang libclang-rt-14-dev
+  clang libclang-rt-14-dev libomp-14-dev
 )
 missing=()
 for p in "${packages[@]}"; do

@@ -283,74 +283,6 @@ static void place(struct core *c, struct effects *fx)
         place_type(c, type, fx);
 }
 
-/* ---- devices ------------------------------------------------------------ */
-
-struct place_device *core_device(struct core *c, const char *name, uint8_t type, bool add)
-{
-    for (size_t i = 0; name && i < c->n_devices; i++)
-        if (strcmp(c->device[i].name, name) == 0)
-            return &c->device[i];
-    if (!name || !add || c->n_devices == CORE_DEVICES_MAX || !*name || strlen(name) >= PLACE_NAME ||
-        type == 0 || type >= JOB_TYPES)
-        return NULL;
-    struct place_device *d = &c->device[c->n_devices++];
-    *d = (struct place_device){.type = type, .gone = true};
-    memcpy(d->name, name, strlen(name) + 1);
-    return d;
-}
-
-uint8_t core_device_type(const char *name)
-{
-    return name && strncmp(name, "gpu", 3) == 0 ? JOB_GPU : JOB_CPU;
-}
-
-void core_write_device(const struct core *c, const struct place_device *d, struct effects *fx)
-{
-    struct effect *e = event_add(fx, FX_DEVICE);
-
-    e->device = (struct fx_device){
-        .name = d->name, .type = d->type, .drained = d->drained, .fenced = d->fenced};
-    memcpy(e->device.boot_id, c->boot_id, EVENT_BOOT_BYTES);
-}
-
-/* Those whose reason may have changed are the first of each queue. */
-static void devices_changed(struct core *c)
-{
-    for (int type = 1; type < JOB_TYPES; type++) {
-        const struct job *j = queue_at(&c->queue[type], 0);
-        if (j)
-            core_touch(c, (struct core_node *)j);
-    }
-}
-
-static void on_device(struct core *c, const struct event_device *ev, struct effects *fx)
-{
-    struct place_device *d = core_device(c, ev->name, ev->type, true);
-
-    if (!d)
-        return;
-    const bool was_fenced = d->fenced;
-    d->gone = ev->gone;
-    d->foreign = ev->foreign;
-    /* A stored fence outlives the start's inventory, which does not look for
-     * processes that cannot be killed; the end of its gang lifts it. */
-    if (ev->fenced || c->reconciled || (!d->job && !d->strays))
-        d->fenced = ev->fenced;
-    if (d->fenced != was_fenced)
-        core_write_device(c, d, fx);
-    devices_changed(c);
-}
-
-void core_fill_gang(const struct core *c, struct effects *fx, const struct core_live *l,
-                    const char *const **ret)
-{
-    const char *names[LIMIT_RANKS];
-
-    for (uint32_t i = 0; i < l->n_devices; i++)
-        names[i] = c->device[l->device[i]].name;
-    *ret = event_copy(fx, names, l->n_devices * sizeof(names[0]));
-}
-
 /* ---- the step ------------------------------------------------------------ */
 
 static void write_jobs(struct core *c, struct effects *fx)
@@ -395,7 +327,10 @@ static void machine_event(struct core *c, const struct event *ev, struct effects
 {
     switch (ev->kind) {
     case EV_DEVICE:
-        on_device(c, &ev->device, fx);
+        core_device_event(c, &ev->device, fx);
+        break;
+    case EV_FAULT:
+        core_device_fault(c, &ev->fault, fx);
         break;
     case EV_RECONCILED:
         if (!c->reconciled)
@@ -409,6 +344,7 @@ static void machine_event(struct core *c, const struct event *ev, struct effects
         c->store_full = false;
         break;
     case EV_TICK:
+        core_device_tick(c);
         core_gang_tick(c, fx);
         core_client_sweep(c, fx);
         break;
@@ -431,7 +367,7 @@ int core_step(struct core *c, int64_t boottime_ns, int64_t wall_ms, const struct
     case EV_SHUTDOWN:
         core_client_event(c, ev, fx);
         if (ev->kind == EV_DRAIN)
-            devices_changed(c);
+            core_device_changed(c);
         break;
     case EV_HELLO:
     case EV_REPORT:

@@ -22,6 +22,7 @@ enum {
     CORE_RDV_BYTES = 64 << 20, /* ... and their bytes                                 */
     CORE_STOP_S = 600,         /* from "stop" to a kill                               */
     CORE_KILL_S = 20,          /* from a kill to the next                             */
+    CORE_CLEAN_S = 60,         /* a GPU that was foreign is nobody's for so long      */
     CORE_BACKOFF_S = 60,       /* longest wait before a requeued job is tried again   */
     CORE_REQUEST_DAYS = 7,
     CORE_REQUESTS_MAX = 1 << 20, /* remembered; then EVENT_RETRY                      */
@@ -99,11 +100,14 @@ struct core_device {
     const char *name;
     uint8_t type;
     enum core_device_state state;
-    uint64_t job; /* that holds it; 0: none                                            */
-    bool drained; /* USED: is given out no more once that job is over                  */
+    uint64_t job;     /* that holds it; 0: none                                          */
+    bool drained;     /* USED: is given out no more once that job is over                */
+    char reason[256]; /* for people: why it is as it is; or ""                           */
 };
 size_t core_n_devices(const struct core *c);
 void core_device_at(const struct core *c, size_t i, struct core_device *ret);
 const char *core_device_state_name(enum core_device_state s); /* "FREE", ... */
+/* Devices of a type that are not gone, whether or not they are free. */
+uint32_t core_n_devices_of(const struct core *c, enum job_type type);
 
 #endif

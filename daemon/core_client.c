@@ -360,17 +360,20 @@ static void on_hold(struct core *c, const struct event *ev, struct effects *fx)
 
 static void on_drain(struct core *c, const struct event *ev, struct effects *fx)
 {
-    struct place_device *d = ev->drain.device ? core_device(c, ev->drain.device, 0, false) : NULL;
+    struct place_device *d = core_device_like(c, ev->drain.device);
 
     if (!ev->req.is_operator) {
         answer(c, ev, fx, EVENT_NOT_ALLOWED, 0, "only an operator may drain a device");
         return;
     }
     if (!d) {
-        answer(c, ev, fx, EVENT_NOT_FOUND, 0, "there is no such device");
+        answer(c, ev, fx, EVENT_NOT_FOUND, 0,
+               "there is no such device, or the beginning fits several");
         return;
     }
     d->drained = ev->drain.on;
+    if (!ev->drain.on) /* the operator says that it is well */
+        d->fault = 0;
     core_write_device(c, d, fx);
     answer(c, ev, fx, EVENT_OK, 0, NULL);
 }

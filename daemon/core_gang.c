@@ -3,8 +3,11 @@
 #include "daemon/core_state.h"
 
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+
+#include "daemon/fault.h"
 
 /* How an attempt ended, and so its job. PREEMPTED and NODE_FAIL of an attempt may
  * leave the job PENDING. */
@@ -12,99 +15,6 @@ struct verdict {
     enum job_state attempt, job;
     enum job_reason reason;
 };
-
-/* ---- life ---------------------------------------------------------------- */
-
-struct core_live *core_gang_find(const struct core *c, uint64_t job, uint32_t attempt)
-{
-    for (size_t i = 0; i < c->n_live; i++)
-        if (c->live[i]->row.job == job && c->live[i]->row.attempt == attempt)
-            return c->live[i];
-    return NULL;
-}
-
-/* Of node n's newest attempt; n == NULL: a stray. */
-struct core_live *core_gang_new(struct core *c, struct core_node *n)
-{
-    struct core_live *l = calloc(1, sizeof(*l));
-
-    if (l && c->n_live == c->live_cap) {
-        const size_t cap = c->live_cap ? 2 * c->live_cap : 16;
-        struct core_live **v = realloc(c->live, cap * sizeof(*v));
-        if (v) {
-            c->live = v;
-            c->live_cap = cap;
-        }
-    }
-    if (!l || c->n_live == c->live_cap) {
-        c->failed = true;
-        free(l);
-        return NULL;
-    }
-    c->live[c->n_live++] = l;
-    l->node = n;
-    l->row.resume_step = -1;
-    l->row.first_rank = -1;
-    if (n) {
-        n->live = l;
-        l->row.job = n->job.id;
-        l->row.attempt = n->job.attempt;
-    }
-    return l;
-}
-
-void core_gang_forget(struct core_live *l)
-{
-    while (l->values) {
-        struct core_value *next = l->values->next;
-        free(l->values);
-        l->values = next;
-    }
-    l->n_values = l->value_bytes = 0;
-}
-
-/* Its devices are free from here on, and none of its processes fences one any more. */
-void core_gang_free(struct core *c, struct core_live *l, struct effects *fx)
-{
-    for (uint32_t i = 0; i < l->n_devices; i++) {
-        struct place_device *d = &c->device[l->device[i]];
-        if (!l->node)
-            d->strays--;
-        else if (d->job == l->row.job)
-            d->job = 0;
-        if (d->fenced && !d->job && !d->strays && fx) {
-            d->fenced = false;
-            core_write_device(c, d, fx);
-        }
-    }
-    for (size_t i = 0; i < c->n_live; i++)
-        if (c->live[i] == l)
-            c->live[i] = c->live[--c->n_live];
-    if (l->node)
-        l->node->live = NULL;
-    core_gang_forget(l);
-    free((char *)l->exit.error);
-    free((char *)l->exit.adapter);
-    free(l);
-}
-
-int core_gang_put(struct core_live *l, const struct fx_rdv *row)
-{
-    const size_t key = strlen(row->key) + 1;
-    struct core_value *v = malloc(sizeof(*v) + row->bytes + key);
-
-    if (!v)
-        return -ENOMEM;
-    v->bytes = row->bytes;
-    if (row->bytes)
-        memcpy(v->value, row->value, row->bytes);
-    v->key = memcpy(v->value + row->bytes, row->key, key);
-    v->next = l->values;
-    l->values = v;
-    l->n_values++;
-    l->value_bytes += row->bytes;
-    return 0;
-}
 
 static void write_attempt(struct effects *fx, const struct core_live *l)
 {
@@ -218,6 +128,47 @@ void core_gang_want(struct core *c, struct core_node *n, enum job_want want, str
     tell_want(c, l, fx);
 }
 
+static void set_error(struct core *c, struct core_node *n, const char *text)
+{
+    if (!text || !*text)
+        return;
+    core_set_text(c, &n->error, text);
+    n->job.error = n->error;
+}
+
+static bool gang_faulted(const struct core *c, const struct core_live *l)
+{
+    bool any = l->faulted;
+
+    for (uint32_t i = 0; i < l->n_devices; i++)
+        any |= c->device[l->device[i]].fault != 0;
+    return any;
+}
+
+/* A device under it failed: its ranks hang or fail now, and no checkpoint can come of
+ * them. The job goes on elsewhere from its last one. */
+void core_gang_fault(struct core *c, struct core_live *l, uint32_t rank, struct effects *fx)
+{
+    const struct place_device *d = &c->device[l->device[rank]];
+    struct core_node *n = l->node;
+    char text[PLACE_NAME + 160], what[128];
+
+    if (l->faulted || l->draining)
+        return;
+    l->faulted = true;
+    (void)snprintf(text, sizeof(text), "rank %u: %s: %s", rank, d->name,
+                   fault_text(d->fault, what, sizeof(what)));
+    set_error(c, n, text);
+    n->job.first_rank = l->row.first_rank = (int32_t)rank;
+    if (n->job.state != JOB_COMPLETING) {
+        (void)job_move(&n->job, JOB_COMPLETING);
+        l->row.state = JOB_COMPLETING;
+        write_attempt(fx, l);
+    }
+    core_touch(c, n);
+    tell(c, l, FX_KILL, fx);
+}
+
 static bool past(const struct core *c, int64_t since_ns, int64_t seconds)
 {
     return since_ns > 0 && c->now_ns - since_ns >= seconds * 1000000000;
@@ -317,11 +268,20 @@ static struct verdict lost_verdict(struct job *j, enum job_reason why)
     return (struct verdict){JOB_NODE_FAIL, JOB_PENDING, JOB_REASON_NONE};
 }
 
+/* A device failed under it: it is taken out, so the job may always go on elsewhere. */
+static struct verdict fault_verdict(const struct job *j)
+{
+    return j->want != JOB_WANT_RUN ? stop_verdict(j)
+                                   : (struct verdict){JOB_NODE_FAIL, JOB_PENDING, JOB_REASON_NONE};
+}
+
 /* service.md 15-17: a published result counts, whatever was asked meanwhile. */
-static struct verdict exit_verdict(struct job *j, const struct event_exit *x)
+static struct verdict exit_verdict(struct job *j, const struct event_exit *x, bool faulted)
 {
     if (j->published || (x->code == JOB_EXIT_DONE && x->signal == 0))
         return (struct verdict){JOB_COMPLETED, JOB_COMPLETED, JOB_REASON_NONE};
+    if (faulted)
+        return fault_verdict(j);
     if (j->want == JOB_WANT_CANCEL_NOW) /* killed: what it ended with means nothing */
         return stop_verdict(j);
     if (x->signal != 0)
@@ -342,20 +302,13 @@ static struct verdict exit_verdict(struct job *j, const struct event_exit *x)
     }
 }
 
-static void set_error(struct core *c, struct core_node *n, const char *text)
-{
-    if (!text || !*text)
-        return;
-    core_set_text(c, &n->error, text);
-    n->job.error = n->error;
-}
-
 void core_gang_exited(struct core *c, struct core_live *l, const struct event_exit *x,
                       struct effects *fx)
 {
     struct core_node *n = l->node;
     struct job *j = &n->job;
-    const struct verdict v = exit_verdict(j, x);
+    const bool blame = gang_faulted(c, l);
+    const struct verdict v = exit_verdict(j, x, blame);
 
     if (v.job == JOB_COMPLETED && !j->published) {
         j->published = true;
@@ -363,13 +316,18 @@ void core_gang_exited(struct core *c, struct core_live *l, const struct event_ex
     }
     j->exit_code = l->row.exit_code = x->code;
     j->exit_signal = l->row.exit_signal = x->signal;
-    j->first_rank = l->row.first_rank = x->first_rank;
+    if (!blame || v.job == JOB_COMPLETED || l->row.first_rank < 0)
+        j->first_rank = l->row.first_rank = x->first_rank;
     l->row.peak_rss_kb = x->peak_rss_kb;
     l->row.exit_known = true;
     if (x->step > j->step && (j->steps == 0 || x->step <= j->steps))
         j->step = x->step;
-    if (v.job != JOB_COMPLETED)
+    if (v.job == JOB_COMPLETED) {
+        core_set_text(c, &n->error, NULL);
+        j->error = NULL;
+    } else if (!blame || !n->error) {
         set_error(c, n, x->error);
+    }
     if (x->adapter && *x->adapter) {
         core_set_text(c, &n->adapter, x->adapter);
         j->adapter = n->adapter;
@@ -390,8 +348,10 @@ static void gang_lost(struct core *c, struct core_live *l, const char *error, st
         free((char *)x.adapter);
         return;
     }
-    const struct verdict v = lost_verdict(j, JOB_REASON_GANG_LOST);
-    if (v.job != JOB_COMPLETED && j->want == JOB_WANT_RUN)
+    const bool blame = gang_faulted(c, l);
+    const struct verdict v =
+        blame && !j->published ? fault_verdict(j) : lost_verdict(j, JOB_REASON_GANG_LOST);
+    if (v.job != JOB_COMPLETED && j->want == JOB_WANT_RUN && !(blame && n->error))
         set_error(c, n, error ? error : "the gang is gone and left no exit record");
     end(c, l, v, fx);
 }
@@ -483,6 +443,14 @@ static void absent(struct core *c, struct core_live *l, struct effects *fx)
         launch(c, l, false, fx);
 }
 
+/* Its device failed before the daemon went away, maybe before the gang was killed. */
+static void adopt_fault(struct core *c, struct core_live *l, struct effects *fx)
+{
+    for (uint32_t i = 0; i < l->n_devices; i++)
+        if (c->device[l->device[i]].fault)
+            core_gang_fault(c, l, i, fx);
+}
+
 void core_gang_event(struct core *c, const struct event *ev, struct effects *fx)
 {
     const struct event_gang *g = &ev->gang;
@@ -502,6 +470,7 @@ void core_gang_event(struct core *c, const struct event *ev, struct effects *fx)
     switch (ev->kind) {
     case EV_GANG_ALIVE:
         tell_want(c, l, fx);
+        adopt_fault(c, l, fx);
         break;
     case EV_GANG_ABSENT:
         absent(c, l, fx);

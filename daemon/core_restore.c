@@ -25,7 +25,10 @@ int core_restore_device(struct core *c, const struct fx_device *row, struct err 
         return BAD("store: device '%s' of type %d cannot be", row->name ? row->name : "",
                    (int)row->type);
     d->drained = row->drained;
-    d->fenced = row->fenced && memcmp(row->boot_id, c->boot_id, EVENT_BOOT_BYTES) == 0;
+    if (memcmp(row->boot_id, c->boot_id, EVENT_BOOT_BYTES) == 0) {
+        d->fenced = row->fenced;
+        d->fault = row->fault;
+    }
     return 0;
 }
 

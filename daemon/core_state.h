@@ -46,6 +46,7 @@ struct core_live {          /* a gang that holds devices: of a job, or a stray t
     bool told;                /* the launcher has spoken about it                     */
     bool hello;
     bool draining;          /* FX_LAUNCH with drain was given                        */
+    bool faulted;           /* a device of its failed, so it was killed              */
     struct event_exit exit; /* draining: the record that was found; strings are ours */
     struct core_value *values;
     size_t n_values, value_bytes;
@@ -93,24 +94,36 @@ struct core_node *core_node_new(struct core *c, const struct job *row);
 struct core_past *core_past(const struct core_node *n, uint32_t attempt); /* NULL: none */
 int core_past_grow(struct core_node *n);
 void core_set_text(struct core *c, char **slot, const char *s);
+
+/* core_device.c */
 struct place_device *core_device(struct core *c, const char *name, uint8_t type, bool add);
+struct place_device *core_device_like(struct core *c, const char *text); /* or its beginning */
 void core_write_device(const struct core *c, const struct place_device *d, struct effects *fx);
 uint8_t core_device_type(const char *name); /* by its prefix */
 void core_fill_gang(const struct core *c, struct effects *fx, const struct core_live *l,
                     const char *const **ret);
+void core_device_event(struct core *c, const struct event_device *ev, struct effects *fx);
+void core_device_fault(struct core *c, const struct event_fault *ev, struct effects *fx);
+void core_device_changed(struct core *c); /* reasons of waiting jobs may have        */
+void core_device_tick(struct core *c);
+void core_device_wait(const struct core *c, int type, enum job_reason r, char *text,
+                      size_t size); /* names the devices that a job waits for  */
 
-/* core_gang.c */
+/* core_live.c */
 struct core_live *core_gang_new(struct core *c, struct core_node *n);
 void core_gang_free(struct core *c, struct core_live *l, struct effects *fx); /* fx or NULL */
 struct core_live *core_gang_find(const struct core *c, uint64_t job, uint32_t attempt);
+void core_gang_forget(struct core_live *l); /* the rendezvous values */
+int core_gang_put(struct core_live *l, const struct fx_rdv *row);
+
+/* core_gang.c */
 void core_gang_start(struct core *c, struct core_node *n, const uint16_t *device,
                      struct effects *fx);
 void core_gang_want(struct core *c, struct core_node *n, enum job_want want, struct effects *fx);
 unsigned core_gang_directives(const struct core_live *l);
+void core_gang_fault(struct core *c, struct core_live *l, uint32_t rank, struct effects *fx);
 void core_gang_tick(struct core *c, struct effects *fx);
 void core_gang_reconciled(struct core *c, struct effects *fx);
-void core_gang_forget(struct core_live *l); /* the rendezvous values */
-int core_gang_put(struct core_live *l, const struct fx_rdv *row);
 void core_gang_exited(struct core *c, struct core_live *l, const struct event_exit *x,
                       struct effects *fx);
 void core_gang_event(struct core *c, const struct event *ev, struct effects *fx);

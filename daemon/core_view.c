@@ -67,6 +67,7 @@ static void say(enum job_reason r, const struct core *c, const struct core_node 
                 const struct place_count *count, char *text, size_t size)
 {
     const char *type = n->job.type == JOB_GPU ? "gpu" : "cpu";
+    char which[PLACE_NAME + 256 + 8];
 
     switch (r) {
     case JOB_REASON_HELD:
@@ -89,10 +90,12 @@ static void say(enum job_reason r, const struct core *c, const struct core_node 
         (void)snprintf(text, size, "other jobs are before it");
         break;
     default:
+        core_device_wait(c, n->job.type, r, which, sizeof(which));
         (void)snprintf(text, size,
-                       "wants %u %s devices: %u free, %u in use, %u foreign, %u fenced, %u drained",
+                       "wants %u %s devices: %u free, %u in use, %u foreign, %u fenced, %u "
+                       "drained%s",
                        n->job.devices, type, count->free, count->used, count->foreign,
-                       count->fenced, count->drained);
+                       count->fenced, count->drained, which);
         break;
     }
 }
@@ -157,36 +160,4 @@ bool core_gang(const struct core *c, uint64_t job, uint32_t attempt, struct core
 size_t core_n_devices(const struct core *c)
 {
     return c->n_devices;
-}
-
-void core_device_at(const struct core *c, size_t i, struct core_device *ret)
-{
-    memset(ret, 0, sizeof(*ret));
-    if (i >= c->n_devices)
-        return;
-    const struct place_device *d = &c->device[i];
-    ret->name = d->name;
-    ret->type = d->type;
-    ret->job = d->job;
-    ret->drained = d->drained;
-    if (d->job || d->strays)
-        ret->state = d->fenced ? CORE_DEVICE_FENCED : CORE_DEVICE_USED;
-    else if (d->gone)
-        ret->state = CORE_DEVICE_GONE;
-    else if (d->fenced)
-        ret->state = CORE_DEVICE_FENCED;
-    else if (d->drained)
-        ret->state = CORE_DEVICE_DRAINED;
-    else
-        ret->state = d->foreign ? CORE_DEVICE_FOREIGN : CORE_DEVICE_FREE;
-}
-
-const char *core_device_state_name(enum core_device_state s)
-{
-    static const char *const names[] = {
-        [CORE_DEVICE_FREE] = "FREE",       [CORE_DEVICE_USED] = "USED",
-        [CORE_DEVICE_FOREIGN] = "FOREIGN", [CORE_DEVICE_FENCED] = "FENCED",
-        [CORE_DEVICE_DRAINED] = "DRAINED", [CORE_DEVICE_GONE] = "GONE",
-    };
-    return (unsigned)s < sizeof(names) / sizeof(names[0]) ? names[s] : "?";
 }

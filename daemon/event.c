@@ -131,6 +131,7 @@ const char *event_kind_name(enum event_kind k)
         [EV_GANG_LOST] = "gang_lost",
         [EV_LAUNCH_FAILED] = "launch_failed",
         [EV_DEVICE] = "device",
+        [EV_FAULT] = "fault",
         [EV_RECONCILED] = "reconciled",
         [EV_STORE_FULL] = "store_full",
         [EV_STORE_OK] = "store_ok",

@@ -86,7 +86,8 @@ enum event_kind {
     EV_LAUNCH_FAILED, /* answer to FX_LAUNCH: nothing was started, for certain       */
 
     /* the machine's */
-    EV_DEVICE,     /* `device`: it is there, or gone, or foreign, or fenced          */
+    EV_DEVICE,     /* `device`: all that is true of it now                           */
+    EV_FAULT,      /* `fault`: its hardware failed                                   */
     EV_RECONCILED, /* all devices and gangs have been told                           */
     EV_STORE_FULL, /* a commit failed for want of space                              */
     EV_STORE_OK,   /* ... and has now gone through                                   */
@@ -175,10 +176,21 @@ struct event_gang {
     const char *error;      /* LAUNCH_FAILED, LOST: a sentence, or NULL              */
 };
 
+/* A GPU that was foreign counts as foreign until it has been clean for CORE_CLEAN_S. */
 struct event_device {
-    const char *name;           /* "cpu:0", "gpu:GPU-8f3a..."; < 64 bytes                      */
-    uint8_t type;               /* enum job_type                                               */
-    bool gone, foreign, fenced; /* none: usable                                      */
+    const char *name;           /* "cpu:0", "GPU-8f3a..." (NVML's UUID); < 64 bytes        */
+    uint8_t type;               /* enum job_type                                            */
+    bool gone, foreign, fenced; /* fenced: a process on it cannot be killed                 */
+    bool unfit;                 /* it cannot be used now: its driver does not answer, MIG   */
+    const char *note;           /* foreign, unfit: why, for people; or NULL                 */
+};
+
+/* The device stays fenced until the machine is started again or an operator undrains
+ * it; a gang on it is killed and its job queued anew. */
+struct event_fault {
+    const char *name;
+    uint8_t type;
+    uint32_t code; /* daemon/fault.h, > 0                                                 */
 };
 
 struct event {
@@ -215,6 +227,7 @@ struct event {
         } rdv;
         struct event_gang gang;
         struct event_device device;
+        struct event_fault fault;
     };
 };
 
@@ -293,7 +306,8 @@ struct fx_device {
     const char *name;
     uint8_t type;
     bool drained, fenced;
-    uint8_t boot_id[EVENT_BOOT_BYTES]; /* of the fence: a reboot lifts it            */
+    uint32_t fault;                    /* code of its fault, 0: none                       */
+    uint8_t boot_id[EVENT_BOOT_BYTES]; /* of fence and fault: a reboot lifts them          */
 };
 
 struct fx_report {

@@ -1,9 +1,15 @@
 /* place.c - see place.h. */
 #include "daemon/place.h"
 
+bool place_is_fenced(const struct place_device *d)
+{
+    return d->fenced || d->unfit || d->fault;
+}
+
 bool place_is_free(const struct place_device *d)
 {
-    return !d->gone && !d->foreign && !d->fenced && !d->drained && d->job == 0 && d->strays == 0;
+    return !d->gone && !d->foreign && !place_is_fenced(d) && !d->drained && d->job == 0 &&
+           d->strays == 0;
 }
 
 struct place_count place_count(const struct place_device *d, size_t n, int type)
@@ -16,7 +22,7 @@ struct place_count place_count(const struct place_device *d, size_t n, int type)
         c.all++;
         if (d[i].drained)
             c.drained++;
-        else if (d[i].fenced)
+        else if (place_is_fenced(&d[i]))
             c.fenced++;
         else if (d[i].job || d[i].strays)
             c.used++;

@@ -12,14 +12,18 @@
 #include "daemon/job.h"
 #include "proto/limit.h"
 
-enum { PLACE_NAME = 64 };
+enum { PLACE_NAME = 64, PLACE_TEXT = 160 };
 
 struct place_device {
     char name[PLACE_NAME];
     uint8_t type; /* enum job_type                                                   */
     bool gone, foreign, fenced, drained;
-    uint64_t job;    /* whose gang holds it; 0: nobody's                             */
-    uint32_t strays; /* gangs that nobody knows and that are still on it             */
+    bool unfit;            /* its driver does not answer, or the like                      */
+    uint32_t fault;        /* its hardware failed: the code; 0: it did not                 */
+    int64_t clean_ns;      /* foreign: since when nobody else is on it; 0: somebody is     */
+    char note[PLACE_TEXT]; /* foreign, unfit: why                                          */
+    uint64_t job;          /* whose gang holds it; 0: nobody's                             */
+    uint32_t strays;       /* gangs that nobody knows and that are still on it             */
 };
 
 /* How the devices of one type are, each counted once. */
@@ -40,5 +44,6 @@ bool place_pick(const struct place_device *d, size_t n, int type, uint32_t want,
 enum job_reason place_reason(const struct place_count *c, uint32_t want);
 
 bool place_is_free(const struct place_device *d);
+bool place_is_fenced(const struct place_device *d); /* for whatever cause */
 
 #endif

@@ -617,8 +617,9 @@ static int put_small(struct store *s, const struct effect *e, struct err *err)
     case FX_DEVICE:
         which = Q_DEVICE;
         r = store_db_bind(s->q[which], "siiib", e->device.name, (int64_t)e->device.type,
-                          (int64_t)e->device.drained, (int64_t)e->device.fenced, e->device.boot_id,
-                          sizeof e->device.boot_id);
+                          (int64_t)e->device.drained,
+                          (int64_t)e->device.fenced | (int64_t)e->device.fault << 1,
+                          e->device.boot_id, sizeof e->device.boot_id);
         break;
     case FX_REPORTED:
         which = Q_REPORTED;

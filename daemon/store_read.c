@@ -63,7 +63,8 @@ static int restore_device(struct core *c, sqlite3_stmt *q, struct err *err)
     struct fx_device row = {.name = text_or_null(q, 0),
                             .type = (uint8_t)sqlite3_column_int(q, 1),
                             .drained = sqlite3_column_int(q, 2) != 0,
-                            .fenced = sqlite3_column_int(q, 3) != 0};
+                            .fenced = sqlite3_column_int(q, 3) & 1,
+                            .fault = (uint32_t)(sqlite3_column_int64(q, 3) >> 1)};
 
     if (sqlite3_column_bytes(q, 4) == sizeof row.boot_id)
         memcpy(row.boot_id, sqlite3_column_blob(q, 4), sizeof row.boot_id);

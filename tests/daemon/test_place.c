@@ -12,7 +12,7 @@ static struct place_device device(int kind)
 
     d.job = kind == USED ? 7 : 0;
     d.foreign = kind == FOREIGN;
-    d.fenced = kind == FENCED;
+    d.fenced = kind == FENCED; /* `unfit` and `fault` count as it: place_is_fenced */
     d.drained = kind == DRAINED;
     d.gone = kind == GONE;
     return d;

@@ -63,7 +63,8 @@ static void put_attempt(struct disk *d, const struct attempt *a)
         fail_msg("job %llu: attempt %u, more than there can be", ID(a->job), a->attempt);
     if (a->last_report < j->attempt[a->attempt].last_report)
         fail_msg("job %llu: last_report goes back", ID(a->job));
-    j->node_fails += a->state == JOB_NODE_FAIL && j->attempt[a->attempt].state != JOB_NODE_FAIL;
+    j->node_fails +=
+        a->state == JOB_NODE_FAIL && j->attempt[a->attempt].state != JOB_NODE_FAIL && !j->faulty;
     if (j->attempt[a->attempt].attempt && !job_has_gang(j->attempt[a->attempt].state))
         fail_msg("job %llu: attempt %u ended before", ID(a->job), a->attempt);
     j->attempt[a->attempt] = *a;
@@ -78,12 +79,21 @@ static void put_gang(struct disk *d, const struct fx_gang *g)
     if (j->has_gang)
         fail_msg("job %llu has two gangs", ID(g->job));
     j->has_gang = true;
+    j->faulty = false;
     j->gang = *g;
     for (uint32_t i = 0; i < g->n_devices; i++) {
         snprintf(j->gang_device[i], sizeof(j->gang_device[i]), "%s", g->devices[i]);
         j->gang_name[i] = j->gang_device[i];
     }
     j->gang.devices = j->gang_name;
+}
+
+static bool on_device(const struct disk_job *j, const char *name)
+{
+    for (uint32_t i = 0; j->has_gang && i < j->gang.n_devices; i++)
+        if (strcmp(j->gang_device[i], name) == 0)
+            return true;
+    return false;
 }
 
 static void put_device(struct disk *d, const struct fx_device *row)
@@ -99,6 +109,8 @@ static void put_device(struct disk *d, const struct fx_device *row)
     snprintf(d->device_name[i], sizeof(d->device_name[i]), "%s", row->name);
     d->device[i] = *row;
     d->device[i].name = d->device_name[i];
+    for (int id = 1; id <= DISK_JOBS && row->fault; id++)
+        d->job[id].faulty |= on_device(&d->job[id], row->name);
 }
 
 static struct disk_row *add_row(struct disk_job *j, uint64_t seq)
@@ -270,11 +282,24 @@ void disk_apply(struct disk *d, const struct effects *fx)
     check(d);
 }
 
-struct core *disk_restore(const struct disk *d, const struct core_opts *opts)
+/* What a new core can still know of faults: those of this boot. */
+static void forget_faults(struct disk *d, const struct core_opts *opts)
+{
+    for (int id = 1; id <= DISK_JOBS; id++) {
+        d->job[id].faulty = false;
+        for (size_t i = 0; i < d->n_devices; i++)
+            d->job[id].faulty |= d->device[i].fault && on_device(&d->job[id], d->device_name[i]) &&
+                                 memcmp(d->device[i].boot_id, opts->boot_id, EVENT_BOOT_BYTES) == 0;
+    }
+}
+
+struct core *disk_restore(struct disk *d, const struct core_opts *opts)
 {
     struct core *c;
     struct err err = {""};
     int r = core_new(opts, &c);
+
+    forget_faults(d, opts);
 
     assert_int_equal(r, 0);
     if (d->meta.next_job)

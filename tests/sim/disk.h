@@ -27,6 +27,7 @@ struct disk_job {
     char name[DISK_NAME], dir[DISK_NAME];
     struct attempt attempt[DISK_ATTEMPTS + 1]; /* .attempt == 0: none                 */
     bool has_gang;
+    bool faulty; /* a device of that gang failed                                       */
     struct fx_gang gang;
     char gang_device[LIMIT_RANKS][16];
     const char *gang_name[LIMIT_RANKS];
@@ -39,7 +40,7 @@ struct disk_job {
         uint64_t value;
     } value[DISK_VALUES];
     unsigned ends, resumes; /* how often it went to an end, and back                  */
-    unsigned node_fails;    /* since then                                             */
+    unsigned node_fails;    /* since then, but those that a faulty device explains    */
 };
 
 struct disk {
@@ -56,7 +57,7 @@ struct disk {
  * a seq or a report twice, a gap, an end that is not one. */
 void disk_apply(struct disk *d, const struct effects *fx);
 /* A new core from the rows. */
-struct core *disk_restore(const struct disk *d, const struct core_opts *opts);
+struct core *disk_restore(struct disk *d, const struct core_opts *opts);
 void disk_fini(struct disk *d);
 
 struct disk_job *disk_job(struct disk *d, uint64_t id);

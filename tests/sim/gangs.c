@@ -44,6 +44,14 @@ const char *world_device(unsigned i)
     return names[i];
 }
 
+bool world_device_fault(const struct world *w, const char *name)
+{
+    for (size_t i = 0; i < w->disk.n_devices; i++)
+        if (strcmp(w->disk.device[i].name, name) == 0)
+            return w->disk.device[i].fault && w->disk.device[i].boot_id[0] == w->boot;
+    return false;
+}
+
 bool world_gang_alive(const struct world_gang *g)
 {
     return g->sup || g->ranks;

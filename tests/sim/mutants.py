@@ -25,7 +25,7 @@ MUTANTS = {
         'core.c', 'event_add(fx, FX_META)->meta = c->meta;',
         'event_add(fx, FX_META)->meta = *w;'),
     'attempt_not_compared': (
-        'core_gang.c', 'c->live[i]->row.job == job && c->live[i]->row.attempt == attempt',
+        'core_live.c', 'c->live[i]->row.job == job && c->live[i]->row.attempt == attempt',
         'c->live[i]->row.job == job && attempt'),
     'token_not_compared': (
         'core_worker.c', 'ev->worker.token_ok ? core_gang_find', '1 ? core_gang_find'),
@@ -54,11 +54,26 @@ MUTANTS = {
     'placed_before_reconciled': (
         'core.c', 'if (!c->reconciled || c->store_full', 'if (c->store_full'),
     'requeued_job_forgotten': ('core.c', '    end_waits(c);\n    if (', '    if ('),
+    'fault_not_stored': ('core_device.c', 'd->fault = ev->code;\n    core_write_device(c, d, fx);',
+                         'd->fault = ev->code;'),
+    'gang_trains_on_after_a_fault': (
+        'core_gang.c', 'core_touch(c, n);\n    tell(c, l, FX_KILL, fx);',
+        'core_touch(c, n);'),
+    'gang_trains_on_after_fault_and_restart': (
+        'core_gang.c', 'tell_want(c, l, fx);\n        adopt_fault(c, l, fx);',
+        'tell_want(c, l, fx);'),
+    'job_fails_for_a_fault': (
+        'core_gang.c', 'if (faulted)\n        return fault_verdict(j);', ''),
+    'faulted_device_given_out': ('place.c', 'return d->fenced || d->unfit || d->fault;',
+                                 'return d->fenced || d->unfit;'),
+    'foreign_gpu_given_out_at_once': (
+        'core_device.c', 'if (foreign || d->type != JOB_GPU || !d->foreign)', 'if (1)'),
     'output_dir_shared': ('core_client.c', 'if (!owner)\n        return false;',
                           'return false;'),
 }
-CORE = ['core.c', 'core_client.c', 'core_gang.c', 'core_restore.c', 'core_view.c',
-        'core_worker.c', 'event.c', 'job.c', 'place.c', 'queue.c', 'request.c']
+CORE = ['core.c', 'core_client.c', 'core_device.c', 'core_gang.c', 'core_live.c',
+        'core_restore.c', 'core_view.c',
+        'core_worker.c', 'event.c', 'fault.c', 'job.c', 'place.c', 'queue.c', 'request.c']
 SIM = ['disk.c', 'gangs.c', 'world.c', 'test_core_sim.c']
 SEEDS = 3000
 

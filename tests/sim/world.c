@@ -69,6 +69,32 @@ static void check_core(struct world *w)
         fail_msg("%zu of %zu jobs among the newest", n, core_n_jobs(w->core));
 }
 
+static bool fault_after(const struct effects *fx, size_t n, const char *name, bool fault)
+{
+    for (size_t i = 0; i < n; i++)
+        if (fx->v[i].kind == FX_DEVICE && strcmp(fx->v[i].device.name, name) == 0)
+            fault = fx->v[i].device.fault;
+    return fault;
+}
+
+/* A device that is given out in effect `at` of the open batch: not one that failed, and
+ * a GPU that others used is left alone for a while. */
+static void check_given(const struct world *w, const char *name, size_t at)
+{
+    bool fault = world_device_fault(w, name);
+
+    for (unsigned i = 0; i < w->n_queue; i++)
+        fault = fault_after(&w->queue[i], w->queue[i].n, name, fault);
+    if (fault_after(&w->open, at, name, fault))
+        fail_msg("%s is given out, but it is faulty", name);
+    for (unsigned i = WORLD_CPUS; i < WORLD_DEVICES; i++)
+        if (strcmp(world_device(i), name) == 0 && w->device[i].clean_ns &&
+            w->device[i].life == w->life &&
+            w->newest_ns - w->device[i].clean_ns < CORE_CLEAN_S * 1000000000LL)
+            fail_msg("%s is given out %lld ms after others used it", name,
+                     (long long)((w->newest_ns - w->device[i].clean_ns) / 1000000));
+}
+
 /* Devices are given by priority, then first come, first served. */
 static void check_order(struct world *w, size_t from)
 {
@@ -77,6 +103,8 @@ static void check_order(struct world *w, size_t from)
         if (e->kind != FX_GANG)
             continue;
         const struct job *placed = core_job(w->core, e->gang.job);
+        for (uint32_t d = 0; d < e->gang.n_devices; d++)
+            check_given(w, e->gang.devices[d], i);
         for (size_t k = 0; k < core_n_jobs(w->core); k++) {
             const struct job *j = core_job_at(w->core, k);
             if (j->state != JOB_PENDING || j->type != placed->type || !queue_before(j, placed))
@@ -154,6 +182,7 @@ static void step(struct world *w, const struct event *ev)
                       (long long)(w->now_ns / 1000000000), (long long)(w->now_ns / 1000000 % 1000),
                       event_kind_name(ev->kind), ID(ev->client), ID(ev->worker.job),
                       ev->worker.attempt, ID(ev->gang.job), ev->gang.attempt);
+    w->newest_ns = w->now_ns > w->newest_ns ? w->now_ns : w->newest_ns;
     assert_int_equal(core_step(w->core, w->now_ns, w->wall_ms, ev, &w->open), 0);
     check_order(w, from);
     for (size_t i = from; i < w->open.n; i++) {
@@ -166,6 +195,15 @@ static void step(struct world *w, const struct event *ev)
             act(w, &w->open.v[i]);
     }
     check_core(w);
+}
+
+static bool on_faulty(const struct world *w, const struct world_gang *g)
+{
+    bool any = false;
+
+    for (unsigned i = 0; i < g->n_devices; i++)
+        any |= w->device[g->device[i]].fault;
+    return any;
 }
 
 /* Is this end the right one for what really happened to the attempt? */
@@ -199,6 +237,8 @@ static void judge(struct world *w, const struct attempt *a)
         right = a->state == JOB_OUT_OF_MEMORY || (stopped && j->cancel_now);
     else
         right = a->state == JOB_FAILED || (stopped && j->cancel_now);
+    if (g && on_faulty(w, g)) /* whatever its ranks said in the end */
+        right |= stopped || a->state == JOB_NODE_FAIL;
     if (!right)
         fail_msg("job %llu: attempt %u ended %s; exit record %d, code %d, signal %d", ID(a->job),
                  a->attempt, job_state_name(a->state), g ? g->has_exit : 0, g ? g->exit.code : 0,
@@ -207,8 +247,25 @@ static void judge(struct world *w, const struct attempt *a)
         g->judged = true;
 }
 
+/* An attempt on a device that failed before it ended is not the job's failure. */
+static void check_fault(const struct world *w, const struct attempt *a)
+{
+    const struct world_gang *g = world_gang((struct world *)w, a->job, a->attempt, false);
+
+    if (!g || !g->lock || a->state == JOB_NODE_FAIL || a->state == JOB_COMPLETED ||
+        a->state == JOB_CANCELLED || a->state == JOB_TIMEOUT)
+        return;
+    for (unsigned i = 0; i < g->n_devices; i++)
+        if (world_device_fault(w, world_device(g->device[i])))
+            fail_msg("job %llu: attempt %u ended %s on %s, which is faulty", ID(a->job), a->attempt,
+                     job_state_name(a->state), world_device(g->device[i]));
+}
+
 static void apply(struct world *w, const struct effects *fx)
 {
+    for (size_t i = 0; i < fx->n; i++)
+        if (fx->v[i].kind == FX_ATTEMPT && !job_has_gang(fx->v[i].attempt.state))
+            check_fault(w, &fx->v[i].attempt);
     if (w->trace)
         print_message("        === %zu rows are durable\n", fx->rows);
     disk_apply(&w->disk, fx);
@@ -329,6 +386,17 @@ static void tell_gang(struct world *w, uint64_t job, uint32_t attempt)
     step(w, &ev);
 }
 
+static void tell_device(struct world *w, unsigned i)
+{
+    step(w, &(struct event){.kind = EV_DEVICE,
+                            .device = {.name = world_device(i),
+                                       .type = i < WORLD_CPUS ? JOB_CPU : JOB_GPU,
+                                       .foreign = w->device[i].foreign,
+                                       .fenced = w->device[i].fenced,
+                                       .unfit = w->device[i].unfit,
+                                       .gone = w->device[i].gone}});
+}
+
 static void restart(struct world *w)
 {
     struct core_opts opts = {.boottime_ns = w->now_ns};
@@ -336,14 +404,10 @@ static void restart(struct world *w)
     size_t n = 0;
 
     memset(opts.boot_id, w->boot, sizeof(opts.boot_id));
+    w->newest_ns = w->now_ns;
     w->core = disk_restore(&w->disk, &opts);
     for (unsigned i = 0; i < WORLD_DEVICES; i++)
-        step(w, &(struct event){.kind = EV_DEVICE,
-                                .device = {.name = world_device(i),
-                                           .type = i < WORLD_CPUS ? JOB_CPU : JOB_GPU,
-                                           .foreign = w->device[i].foreign,
-                                           .fenced = w->device[i].fenced,
-                                           .gone = w->device[i].gone}});
+        tell_device(w, i);
     for (; n < core_n_gangs(w->core); n++)
         core_gang_at(w->core, n, &known[n]);
     for (size_t i = 0; i < n; i++) {
@@ -513,22 +577,38 @@ static void clocks(struct world *w)
         w->now_ns -= (int64_t)(world_rnd(w) % 1000000000);
 }
 
+static void device_trouble(struct world *w)
+{
+    const unsigned i = (unsigned)(world_rnd(w) % WORLD_DEVICES);
+    const unsigned what = (unsigned)(world_rnd(w) % 8);
+    const bool was_foreign = w->device[i].foreign;
+
+    if (what == 3 && i >= WORLD_CPUS) {
+        w->device[i].fault = true;
+        if (w->core)
+            step(w,
+                 &(struct event){.kind = EV_FAULT,
+                                 .fault = {.name = world_device(i), .type = JOB_GPU, .code = 79}});
+        return;
+    }
+    w->device[i].foreign = what == 0;
+    w->device[i].fenced = what == 1;
+    w->device[i].gone = what == 2;
+    w->device[i].unfit = what == 4;
+    if (w->device[i].foreign) {
+        w->device[i].clean_ns = 0;
+    } else if (was_foreign && w->core) {
+        w->device[i].clean_ns = w->newest_ns > w->now_ns ? w->newest_ns : w->now_ns;
+        w->device[i].life = w->life;
+    }
+    if (w->core)
+        tell_device(w, i);
+}
+
 static void trouble(struct world *w)
 {
-    if (world_one_in(w, w->device_in)) {
-        const unsigned i = (unsigned)(world_rnd(w) % WORLD_DEVICES);
-        const unsigned what = (unsigned)(world_rnd(w) % 6);
-        w->device[i].foreign = what == 0;
-        w->device[i].fenced = what == 1;
-        w->device[i].gone = what == 2;
-        if (w->core)
-            step(w, &(struct event){.kind = EV_DEVICE,
-                                    .device = {.name = world_device(i),
-                                               .type = i < WORLD_CPUS ? JOB_CPU : JOB_GPU,
-                                               .foreign = w->device[i].foreign,
-                                               .fenced = w->device[i].fenced,
-                                               .gone = w->device[i].gone}});
-    }
+    if (world_one_in(w, w->device_in))
+        device_trouble(w);
     if (world_one_in(w, w->full_in))
         w->full = 1 + (unsigned)(world_rnd(w) % 20);
     if (w->core && world_one_in(w, w->crash_in))
@@ -581,13 +661,17 @@ static void calm(struct world *w)
 {
     w->quiet = true;
     w->full = 0;
-    memset(w->device, 0, sizeof(w->device));
+    for (unsigned i = 0; i < WORLD_DEVICES; i++) {
+        const bool fault = w->device[i].fault; /* remembered: attempts have ended for it */
+        memset(&w->device[i], 0, sizeof(w->device[i]));
+        w->device[i].fault = fault;
+    }
     if (w->core)
         crash(w);
     w->down = 0;
 }
 
-/* Somebody lets go of what is held and drained. */
+/* Somebody lets go of what is held, drained and faulty. */
 static void release(struct world *w)
 {
     for (int id = 1; id <= DISK_JOBS; id++) {
@@ -599,7 +683,8 @@ static void release(struct world *w)
         }
     }
     for (size_t i = 0; i < w->disk.n_devices; i++) {
-        struct world_client *c = w->disk.device[i].drained ? new_client(w, EV_DRAIN) : NULL;
+        const bool out = w->disk.device[i].drained || w->disk.device[i].fault;
+        struct world_client *c = out ? new_client(w, EV_DRAIN) : NULL;
         if (c)
             c->ev.drain.device = w->disk.device_name[i];
     }

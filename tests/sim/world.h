@@ -87,6 +87,7 @@ struct world_job {     /* what is true of a job, whatever the daemon believes */
 struct world {
     uint64_t seed, rng;
     int64_t now_ns, wall_ms;
+    int64_t newest_ns; /* the highest now_ns                                           */
     uint8_t boot;
     struct core *core; /* NULL: the daemon is down                                     */
     unsigned life, down;
@@ -102,7 +103,10 @@ struct world {
     struct world_mail mail[WORLD_MAILS];
     unsigned n_mails;
     struct {
-        bool foreign, fenced, gone;
+        bool foreign, fenced, gone, unfit;
+        bool fault;       /* at some time                                                */
+        int64_t clean_ns; /* since when nobody else is on it                             */
+        unsigned life;    /* of the daemon that saw that                                 */
     } device[WORLD_DEVICES];
     struct world_job job[DISK_JOBS + 1];
     bool quiet; /* no new faults: everything must come to an end                       */
@@ -120,6 +124,7 @@ uint64_t world_rnd(struct world *w);
 bool world_one_in(struct world *w, unsigned n); /* always false when quiet            */
 void world_post(struct world *w, struct world_mail m);
 const char *world_device(unsigned i);
+bool world_device_fault(const struct world *w, const char *name); /* stored, of this boot */
 struct world_gang *world_gang(struct world *w, uint64_t job, uint32_t attempt, bool make);
 void world_launch(struct world *w, const struct fx_launch *l);
 void world_tell(struct world *w, const struct fx_gang_ref *r, bool kill);

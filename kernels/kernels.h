@@ -45,7 +45,7 @@
 extern "C" {
 #endif
 
-enum { KN_LD = 64, KN_PARTS_MAX = 3, KN_ABI = 1 };
+enum { KN_NO_LORA = -1, KN_LD = 64, KN_PARTS_MAX = 3, KN_UUID = 64, KN_ABI = 2 };
 
 struct kn_ctx;    /* a device and one ordered stream of work; opaque           */
 struct kn_weight; /* a frozen matrix in the backend's own form; opaque         */
@@ -62,11 +62,21 @@ struct kn_mat {
 
 struct kn_open {
     int device;               /* index of the device; 0 on a CPU                 */
+    const char *uuid;         /* GPU: the device of this name (kn_device), whatever
+                                 its index; -ENODEV: it is not there. NULL: index */
     int threads;              /* CPU: threads of this context, >= 1; else ignored */
     enum kn_dtype compute;    /* dtype of activations; KN_BF16 may be -ENOTSUP    */
 };
 
+/* What ops->open could open. */
+struct kn_device {
+    char uuid[KN_UUID]; /* "GPU-8f3c..." as nvidia-smi -L; "" on a CPU             */
+    char name[96];
+    size_t mem_total;
+};
+
 struct kn_info {
+    char uuid[KN_UUID]; /* of the device that was opened; "" on a CPU              */
     char device[96]; /* "AMD EPYC ..., 2 threads" or the GPU's name               */
     char isa[32];    /* what the bits depend on: "avx512_core", "sm_90"           */
     size_t mem_free, mem_total;
@@ -94,7 +104,32 @@ struct kn_weight_desc {
                                   values are rounded to it                        */
     bool no_backward;          /* dx will never be asked for                       */
     int64_t lora_cols;         /* most columns of s a call will bring (the parts' r
-                                  added up); 0: not known, room for 255            */
+                                  added up); 0: not known, room for 255; KN_NO_LORA:
+                                  no call brings an adapter or a bias              */
+    bool per_use;              /* NF4/FP4: stays in 4 bits and is dequantised for each
+                                  product, into buffers that the context's weights
+                                  share: less memory, the same bits. A backend that
+                                  cannot keeps the dequantised matrix; weight_bytes
+                                  tells which                                      */
+};
+
+/* Products with one weight, for kn_scratch. */
+struct kn_scratch_use {
+    const struct kn_weight_desc *w; /* data and dtype of the parts are not read     */
+    int64_t rows;                   /* most rows of x and dy                        */
+    bool room;                      /* every x and dy brings ops->lora_room columns  */
+};
+
+/* What a context comes to hold by itself over such calls, at the most: beside what
+ * ops->open, ops->alloc and weight_open take. A CPU's few buffers per thread do
+ * not count. */
+struct kn_scratch {
+    const struct kn_scratch_use *uses;
+    int n_uses;
+    bool dropout;
+    int64_t params;  /* elements of the flat gradient                              */
+    int64_t rows, kv_rows; /* of attention's q, and of k and v                      */
+    int heads, kv_heads, head_dim;
 };
 
 /* ---- 4-bit quantisation on its own (export, tests) ------------------------ */
@@ -173,8 +208,9 @@ struct kn_linear_fwd {
     int64_t s_cols;
     struct kn_dropout dropout;
     int64_t x_room;                /* columns behind x's K that the call may overwrite
-                                      (x.ld >= K + x_room): 64 or more saves a copy on
-                                      a GPU; 0: none                                */
+                                      (x.ld >= K + x_room): K up to a multiple of KN_LD
+                                      and ops->lora_room more save a copy on a GPU; the
+                                      columns before that multiple stay zero; 0: none */
 };
 
 /* dx [+]= dy W + scale * ((dy B) A masked as forward); da += ..., db += ...
@@ -192,7 +228,8 @@ struct kn_linear_bwd {
     int64_t s_cols;
     float *ds;               /* scratch (M, s_cols)                                */
     struct kn_dropout dropout;
-    int64_t dy_room;         /* columns behind dy's N that the call may overwrite  */
+    int64_t dy_room;         /* columns behind dy's N that the call may overwrite:
+                                ops->lora_room or more save a copy on a GPU        */
 };
 
 /* ---- the rest of a layer --------------------------------------------------- */
@@ -352,6 +389,11 @@ struct kn_adamw {
 struct kn_ops {
     const char *name; /* "ref", "cpu", "cuda", "sim" */
 
+    /* Devices this process may use, at most `max` of them described: how many there
+     * are. 0 or -ENOTSUP: none, and `why` says why. What CUDA_VISIBLE_DEVICES or a
+     * control group hides is not there. */
+    int (*devices)(struct kn_device *ret, int max, char *why, size_t why_size);
+
     int (*open)(const struct kn_open *o, struct kn_ctx **ret_ctx);
     void (*close)(struct kn_ctx *ctx); /* NULL is a no-op */
     int (*info)(struct kn_ctx *ctx, struct kn_info *ret_info);
@@ -368,6 +410,14 @@ struct kn_ops {
     int (*weight_open)(struct kn_ctx *ctx, const struct kn_weight_desc *d, struct kn_weight **ret);
     void (*weight_close)(struct kn_ctx *ctx, struct kn_weight *w);
     size_t (*weight_bytes)(const struct kn_weight_desc *d, enum kn_dtype compute);
+    /* The products with w come next: what they need may be made ready beside the
+     * work that is queued. Only a hint. */
+    int (*weight_soon)(struct kn_ctx *ctx, const struct kn_weight *w);
+    size_t (*scratch_bytes)(const struct kn_scratch *s, enum kn_dtype compute);
+    /* Columns behind x's K and dy's N, for adapters of so many columns of s, with
+     * which linear works in place (x_room, dy_room; KN_LD rounds K up, not N). 0: of
+     * no use to this backend. */
+    int64_t (*lora_room)(int64_t lora_cols);
 
     int (*quantize4)(const struct kn_quantize4 *a);
     int (*dequantize4)(const struct kn_dequantize4 *a);

@@ -179,6 +179,7 @@ int cpu_scratch(struct kn_ctx *ctx, size_t per_thread, size_t shared)
 
 static const struct kn_ops cpu_ops = {
     .name = "cpu",
+    .devices = ref_devices,
     .open = cpu_open,
     .close = cpu_close,
     .info = cpu_info,
@@ -190,6 +191,9 @@ static const struct kn_ops cpu_ops = {
     .weight_open = cpu_weight_open,
     .weight_close = cpu_weight_close,
     .weight_bytes = cpu_weight_bytes,
+    .weight_soon = ref_weight_soon,
+    .scratch_bytes = ref_scratch_bytes,
+    .lora_room = ref_lora_room,
     .quantize4 = ref_quantize4,
     .dequantize4 = ref_dequantize4,
     .linear_fwd = cpu_linear_fwd,

@@ -87,14 +87,24 @@ __global__ void adamw_update(float *p, float *m, float *v, const float *g, int64
     }
 }
 
+static int64_t sweep_blocks_of(int64_t n)
+{
+    return (n + SWEEP_PER_BLOCK - 1) / SWEEP_PER_BLOCK;
+}
+
+size_t cuda_sweep_bytes(int64_t n)
+{
+    return (size_t)(sweep_blocks_of(n) + 1) * sizeof(sweep_part);
+}
+
 int cuda_grad_sweep(kn_ctx *ctx, const kn_grad_sweep *a)
 {
-    const int64_t blocks = (a->n + SWEEP_PER_BLOCK - 1) / SWEEP_PER_BLOCK;
+    const int64_t blocks = sweep_blocks_of(a->n);
     int r = kn_check_grad_sweep(a);
 
     if (r)
         return r;
-    r = cuda_reserve(&ctx->partial, (size_t)(blocks + 1) * sizeof(sweep_part));
+    r = cuda_reserve(&ctx->partial, cuda_sweep_bytes(a->n));
     if (r)
         return r;
     if (blocks > 0)

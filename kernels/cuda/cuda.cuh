@@ -21,6 +21,13 @@ static inline int64_t cuda_round(int64_t n)
     return (n + KN_LD - 1) / KN_LD * KN_LD;
 }
 
+/* Columns (and rows) of a weight's extension; kn_weight_desc.lora_cols 0: room for
+ * r = 64 on each of three parts, and a bias. */
+static inline int64_t cuda_ext(int64_t lora_cols)
+{
+    return cuda_round(lora_cols == 0 ? 255 : lora_cols < 0 ? 1 : lora_cols + 1);
+}
+
 struct cuda_buffer { /* grows, never shrinks; freed with the context */
     void *p;
     size_t bytes;
@@ -51,6 +58,9 @@ struct kn_weight {
     void *p;
 };
 
+int cuda_device_of(const char *uuid); /* its index, or -ENODEV */
+size_t cuda_sweep_bytes(int64_t n); /* of grad_sweep's scratch */
+void cuda_uuid(const cudaDeviceProp *p, char *text); /* KN_UUID bytes */
 int cuda_error(cudaError_t e);
 int cuda_launched(void); /* of the launches since the last call */
 int cuda_reserve(cuda_buffer *b, size_t bytes);
@@ -82,6 +92,10 @@ struct cuda_gemm {
 int cuda_gemm_run(kn_ctx *ctx, const cuda_gemm *g);
 
 extern "C" {
+int cuda_devices(kn_device *ret, int max, char *why, size_t why_size);
+int cuda_weight_soon(kn_ctx *ctx, const kn_weight *w);
+size_t cuda_scratch_bytes(const kn_scratch *s, kn_dtype compute);
+int64_t cuda_lora_room(int64_t lora_cols);
 int cuda_open(const kn_open *o, kn_ctx **ret_ctx);
 void cuda_close(kn_ctx *ctx);
 int cuda_info(kn_ctx *ctx, kn_info *ret_info);

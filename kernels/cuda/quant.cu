@@ -406,17 +406,9 @@ static int load_part(kn_ctx *ctx, const kn_weight_desc *d, int part, kn_weight *
     return r;
 }
 
-/* Room for the adapters of a call: r = 64 on each of three parts, and a bias. */
-enum { EXT_DEFAULT = 256 };
-
-static int64_t ext_of(const kn_weight_desc *d)
-{
-    return cuda_round(d->lora_cols > 0 ? d->lora_cols + 1 : (int64_t)EXT_DEFAULT);
-}
-
 size_t cuda_weight_bytes(const kn_weight_desc *d, kn_dtype compute)
 {
-    const int64_t ext = ext_of(d);
+    const int64_t ext = cuda_ext(d->lora_cols);
     int64_t n = 0;
 
     for (int i = 0; i < d->n_parts; i++)
@@ -441,7 +433,7 @@ int cuda_weight_open(kn_ctx *ctx, const kn_weight_desc *d, kn_weight **ret)
     w->n_parts = d->n_parts;
     w->compute = ctx->compute;
     w->no_backward = d->no_backward;
-    w->ext = ext_of(d);
+    w->ext = cuda_ext(d->lora_cols);
     w->ld = cuda_round(d->k) + w->ext;
     for (int i = 0; i < d->n_parts; i++) {
         w->part_n[i] = d->parts[i].n;

@@ -36,20 +36,24 @@ int cuda_reserve(cuda_buffer *b, size_t bytes)
 
 int cuda_open(const kn_open *o, kn_ctx **ret_ctx)
 {
-    int devices = 0;
+    int device = o->device, devices = 0;
     kn_ctx *ctx;
 
     if (kn_check_open(o))
         return -EINVAL;
     /* Without a driver every error means: no GPU. */
-    if (cudaGetDeviceCount(&devices) != cudaSuccess || o->device >= devices)
+    if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0)
         return -ENOTSUP;
-    if (cudaSetDevice(o->device) != cudaSuccess)
+    if (o->uuid)
+        device = cuda_device_of(o->uuid);
+    if (device < 0 || device >= devices)
+        return -ENODEV;
+    if (cudaSetDevice(device) != cudaSuccess)
         return -EIO;
     ctx = (kn_ctx *)calloc(1, sizeof *ctx);
     if (!ctx)
         return -ENOMEM;
-    ctx->device = o->device;
+    ctx->device = device;
     ctx->compute = o->compute;
     if (cudaStreamCreateWithFlags(&ctx->stream, cudaStreamNonBlocking) != cudaSuccess ||
         cublasLtCreate(&ctx->lt) != CUBLAS_STATUS_SUCCESS) {
@@ -91,6 +95,7 @@ int cuda_info(kn_ctx *ctx, kn_info *ret_info)
     r = cuda_error(cudaGetDeviceProperties(&p, ctx->device));
     if (r)
         return r;
+    cuda_uuid(&p, ret_info->uuid);
     snprintf(ret_info->device, sizeof ret_info->device, "%.90s", p.name);
     snprintf(ret_info->isa, sizeof ret_info->isa, "sm_%d%d", p.major, p.minor);
     return cuda_error(cudaMemGetInfo(&ret_info->mem_free, &ret_info->mem_total));
@@ -158,6 +163,7 @@ extern "C" const kn_ops *kn_table(int abi)
 #else
     ops.name = "cuda";
 #endif
+    ops.devices = cuda_devices;
     ops.open = cuda_open;
     ops.close = cuda_close;
     ops.info = cuda_info;
@@ -169,6 +175,9 @@ extern "C" const kn_ops *kn_table(int abi)
     ops.weight_open = cuda_weight_open;
     ops.weight_close = cuda_weight_close;
     ops.weight_bytes = cuda_weight_bytes;
+    ops.weight_soon = cuda_weight_soon;
+    ops.scratch_bytes = cuda_scratch_bytes;
+    ops.lora_room = cuda_lora_room;
     ops.quantize4 = cuda_quantize4;
     ops.dequantize4 = cuda_dequantize4;
     ops.linear_fwd = cuda_linear_fwd;

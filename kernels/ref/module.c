@@ -5,6 +5,7 @@ __attribute__((visibility("default"))) const struct kn_ops *kn_table(int abi);
 
 static const struct kn_ops ref_ops = {
     .name = "ref",
+    .devices = ref_devices,
     .open = ref_open,
     .close = ref_close,
     .info = ref_info,
@@ -16,6 +17,9 @@ static const struct kn_ops ref_ops = {
     .weight_open = ref_weight_open,
     .weight_close = ref_weight_close,
     .weight_bytes = ref_weight_bytes,
+    .weight_soon = ref_weight_soon,
+    .scratch_bytes = ref_scratch_bytes,
+    .lora_room = ref_lora_room,
     .quantize4 = ref_quantize4,
     .dequantize4 = ref_dequantize4,
     .linear_fwd = ref_linear_fwd,

@@ -619,7 +619,7 @@ API cudaGetDeviceCount(int *n)
 {
     const char *s = getenv("CUSIM_DEVICES");
     *n = s ? atoi(s) : 1;
-    return cudaSuccess;
+    return *n > 0 ? cudaSuccess : cudaErrorNoDevice;
 }
 static thread_local int dev;
 API cudaSetDevice(int d)
@@ -632,10 +632,11 @@ API cudaGetDevice(int *d)
     *d = dev;
     return cudaSuccess;
 }
-API cudaGetDeviceProperties(cudaDeviceProp *p, int)
+API cudaGetDeviceProperties(cudaDeviceProp *p, int device)
 {
     memset(p, 0, sizeof *p);
     snprintf(p->name, sizeof p->name, "cusim");
+    snprintf(p->uuid.bytes, sizeof p->uuid.bytes, "cusim-device%03d", device);
     p->major = 9;
     p->multiProcessorCount = 4;
     p->warpSize = 32;

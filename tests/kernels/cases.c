@@ -20,9 +20,7 @@ void linear_weight(struct kit *k, const struct linear_case *c, struct kn_weight 
 
     for (int i = 0; i < c->n_parts; i++) { /* host memory, unlike everything else */
         const size_t n = (size_t)(c->n[i] * c->k), bytes = k->wide ? sizeof(double) : sizeof(float);
-        void *host = malloc(n * bytes);
-        assert_non_null(host);
-        memcpy(host, kit_vec(k, (int64_t)n, 100 + (uint64_t)i, 0.5, 0.0), n * bytes);
+        void *host = kit_down(k, kit_vec(k, (int64_t)n, 100 + (uint64_t)i, 0.5, 0.0), n * bytes);
         parts[i] = (struct kn_weight_part){.data = host, .dtype = KN_F32, .n = c->n[i]};
     }
     assert_int_equal(k->ops->weight_open(k->ctx, &d, ret), 0);
@@ -59,6 +57,7 @@ void linear_operands(struct kit *k, const struct linear_case *c, struct linear_c
 {
     const enum kn_dtype t = k->dtype, out = c->y_float ? KN_F32 : t;
     uint64_t *keys = kit_alloc(k, (size_t)c->m * sizeof *keys);
+    uint64_t *host = malloc((size_t)c->m * sizeof *host);
     struct kn_weight *w = call->w;
 
     memset(call, 0, sizeof *call);
@@ -68,8 +67,11 @@ void linear_operands(struct kit *k, const struct linear_case *c, struct linear_c
         call->s_cols += c->r[i];
     }
     call->s_cols += 3; /* wider than needed is allowed */
+    assert_non_null(host);
     for (int64_t m = 0; m < c->m; m++)
-        keys[m] = (uint64_t)(c->row0 + m) * 0x100000001u;
+        host[m] = (uint64_t)(c->row0 + m) * 0x100000001u;
+    kit_put(k, keys, host, (size_t)c->m * sizeof *keys);
+    free(host);
     make_segs(k, c, call);
     call->x = kit_mat(k, c->m, c->k, t, 1, c->row0, 1.0);
     call->y = kit_mat(k, c->m, call->n, out, 0, 0, 0.0);
@@ -109,20 +111,10 @@ void linear_make(struct kit *k, const struct linear_case *c, struct linear_call 
     linear_operands(k, c, call);
 }
 
-static void fill_rows(struct kit *k, struct kn_mat *m, int64_t r0, int64_t rows, uint64_t seed,
-                      int number)
-{
-    for (int64_t r = 0; r < rows; r++) {
-        for (int64_t c = 0; c < m->cols; c++)
-            kit_set(k, m, r0 + r, c, kit_value(seed, number * 10000 + r, c));
-    }
-}
-
 void attn_make(struct kit *k, const struct attn_case *c, struct attn_call *call)
 {
     const int64_t qc = (int64_t)c->heads * c->head_dim, kc = (int64_t)c->kv_heads * c->head_dim;
-    int32_t *cu_q = kit_alloc(k, sizeof(int32_t) * (CASE_SEQS + 1));
-    int32_t *cu_k = kit_alloc(k, sizeof(int32_t) * (CASE_SEQS + 1));
+    int32_t *cu_q = call->cu_q, *cu_k = call->cu_k;
     struct kn_attn_shape *s = &call->shape;
 
     memset(call, 0, sizeof *call);
@@ -133,8 +125,8 @@ void attn_make(struct kit *k, const struct attn_case *c, struct attn_call *call)
         s->max_q = c->lq[i] > s->max_q ? c->lq[i] : s->max_q;
         s->max_k = c->lk[i] > s->max_k ? c->lk[i] : s->max_k;
     }
-    s->cu_q = cu_q;
-    s->cu_k = cu_k;
+    s->cu_q = kit_ints(k, cu_q, CASE_SEQS + 1);
+    s->cu_k = kit_ints(k, cu_k, CASE_SEQS + 1);
     s->n_seqs = c->n_seqs;
     s->heads = c->heads;
     s->kv_heads = c->kv_heads;
@@ -150,10 +142,11 @@ void attn_make(struct kit *k, const struct attn_case *c, struct attn_call *call)
     call->dk = kit_mat(k, cu_k[c->n_seqs], kc, k->dtype, 9, 0, 1.0);
     call->dv = kit_mat(k, cu_k[c->n_seqs], kc, k->dtype, 9, 0, 1.0);
     for (int i = 0; i < c->n_seqs; i++) {
-        fill_rows(k, &call->q, cu_q[i], c->lq[i], 11, c->first + i);
-        fill_rows(k, &call->k, cu_k[i], c->lk[i], 12, c->first + i);
-        fill_rows(k, &call->v, cu_k[i], c->lk[i], 13, c->first + i);
-        fill_rows(k, &call->d_o, cu_q[i], c->lq[i], 14, c->first + i);
+        const int64_t first = (int64_t)(c->first + i) * 10000;
+        kit_fill(k, &call->q, cu_q[i], c->lq[i], 11, first, 1.0);
+        kit_fill(k, &call->k, cu_k[i], c->lk[i], 12, first, 1.0);
+        kit_fill(k, &call->v, cu_k[i], c->lk[i], 13, first, 1.0);
+        kit_fill(k, &call->d_o, cu_q[i], c->lq[i], 14, first, 1.0);
     }
     call->lse = kit_vec(k, call->q.rows * c->heads, 0, 0.0, 0.0);
     call->delta = kit_vec(k, call->q.rows * c->heads, 0, 0.0, 0.0);

@@ -49,6 +49,7 @@ struct attn_call {
     struct kn_mat o, q, k, v, d_o, dq, dk, dv;
     float *lse, *delta;
     struct kn_attn_shape shape;
+    int32_t cu_q[CASE_SEQS + 1], cu_k[CASE_SEQS + 1]; /* the host's copies          */
     struct kn_attn_fwd fwd;
     struct kn_attn_bwd bwd;
 };

@@ -40,6 +40,21 @@ enum kn_dtype kit_dtype(int argc, char **argv)
     return KN_BF16;
 }
 
+void kit_require(const char *backend)
+{
+    const struct kn_ops *ops;
+    struct kn_device d;
+    char why[256] = "";
+    const char *must = getenv("KN_REQUIRE");
+
+    if (strcmp(backend, "cuda") != 0)
+        return;
+    if (kn_backend(backend, &ops, why, sizeof why) == 0 && ops->devices(&d, 1, why, sizeof why) > 0)
+        return;
+    printf("%s: %s\n", must && strcmp(must, backend) == 0 ? "required" : "skipped", why);
+    exit(must && strcmp(must, backend) == 0 ? 1 : 77);
+}
+
 void kit_release(struct kit *k, int mark)
 {
     while (k->n_owned > mark)
@@ -82,32 +97,122 @@ static size_t elem(const struct kit *k, enum kn_dtype dtype)
     return dtype == KN_BF16 ? 2 : k->wide ? 8 : 4;
 }
 
+bool kit_on_host(const struct kit *k)
+{
+    return strncmp(k->ops->name, "ref", 3) == 0 || strcmp(k->ops->name, "cpu") == 0;
+}
+
+void kit_put(const struct kit *k, void *to, const void *host, size_t bytes)
+{
+    assert_int_equal(k->ops->copy(k->ctx, to, host, bytes, KN_TO_DEVICE), 0);
+}
+
+void kit_take(const struct kit *k, void *host, const void *from, size_t bytes)
+{
+    assert_int_equal(k->ops->copy(k->ctx, host, from, bytes, KN_TO_HOST), 0);
+    assert_int_equal(k->ops->sync(k->ctx), 0);
+}
+
+void *kit_down(const struct kit *k, const void *from, size_t bytes)
+{
+    void *host = malloc(bytes ? bytes : 1);
+
+    assert_non_null(host);
+    kit_take(k, host, from, bytes);
+    return host;
+}
+
+void kit_same(const char *what, const struct kit *ka, const void *a, const struct kit *kb,
+              const void *b, size_t bytes)
+{
+    void *x = kit_down(ka, a, bytes), *y = kit_down(kb, b, bytes);
+    const bool same = memcmp(x, y, bytes) == 0;
+
+    free(x);
+    free(y);
+    if (!same)
+        fail_msg("%s: not the same bits", what);
+}
+
+/* Elements of host memory, as the kit's backend stores them. */
+static double load(const struct kit *k, const void *host, int64_t i, enum kn_dtype dtype)
+{
+    if (dtype == KN_BF16)
+        return (double)bf16_to_f32(((const bf16 *)host)[i]);
+    return k->wide ? ((const double *)host)[i] : (double)((const float *)host)[i];
+}
+
+static void store(const struct kit *k, void *host, int64_t i, enum kn_dtype dtype, double v)
+{
+    if (dtype == KN_BF16)
+        ((bf16 *)host)[i] = bf16_from_f32((float)v);
+    else if (k->wide)
+        ((double *)host)[i] = v;
+    else
+        ((float *)host)[i] = (float)v;
+}
+
+static char *at_element(const struct kit *k, const void *p, int64_t i, enum kn_dtype dtype)
+{
+    return (char *)(uintptr_t)p + (size_t)i * elem(k, dtype);
+}
+
+static double get_one(const struct kit *k, const void *p, int64_t i, enum kn_dtype dtype)
+{
+    double host = 0;
+
+    kit_take(k, &host, at_element(k, p, i, dtype), elem(k, dtype));
+    return load(k, &host, 0, dtype);
+}
+
+static void set_one(const struct kit *k, void *p, int64_t i, enum kn_dtype dtype, double v)
+{
+    double host = 0;
+
+    store(k, &host, 0, dtype, v);
+    kit_put(k, at_element(k, p, i, dtype), &host, elem(k, dtype));
+}
+
 double kit_vec_get(const struct kit *k, const float *v, int64_t i)
 {
-    return k->wide ? ((const double *)(const void *)v)[i] : (double)v[i];
+    return get_one(k, v, i, KN_F32);
 }
 
 void kit_vec_set(const struct kit *k, float *v, int64_t i, double x)
 {
-    if (k->wide)
-        ((double *)(void *)v)[i] = x;
-    else
-        v[i] = (float)x;
+    set_one(k, v, i, KN_F32, x);
 }
 
 double kit_get(const struct kit *k, const struct kn_mat *m, int64_t r, int64_t c)
 {
-    if (m->dtype == KN_BF16)
-        return (double)bf16_to_f32(((const bf16 *)m->p)[r * m->ld + c]);
-    return kit_vec_get(k, m->p, r * m->ld + c);
+    return get_one(k, m->p, r * m->ld + c, m->dtype);
 }
 
 void kit_set(const struct kit *k, const struct kn_mat *m, int64_t r, int64_t c, double v)
 {
-    if (m->dtype == KN_BF16)
-        ((bf16 *)m->p)[r * m->ld + c] = bf16_from_f32((float)v);
-    else
-        kit_vec_set(k, m->p, r * m->ld + c, v);
+    set_one(k, m->p, r * m->ld + c, m->dtype, v);
+}
+
+static size_t mat_bytes(const struct kit *k, const struct kn_mat *m)
+{
+    return (size_t)(m->rows * m->ld) * elem(k, m->dtype);
+}
+
+void kit_fill(const struct kit *k, const struct kn_mat *m, int64_t r0, int64_t rows, uint64_t seed,
+              int64_t row0, double scale)
+{
+    const size_t bytes = (size_t)(rows * m->ld) * elem(k, m->dtype);
+    char *host = malloc(bytes ? bytes : 1);
+
+    assert_non_null(host);
+    for (int64_t r = 0; r < rows; r++) {
+        for (int64_t c = 0; c < m->ld; c++) {
+            const double v = seed ? scale * kit_value(seed, row0 + r, c) : 0.0;
+            store(k, host, r * m->ld + c, m->dtype, c < m->cols ? v : (double)NAN);
+        }
+    }
+    kit_put(k, at_element(k, m->p, r0 * m->ld, m->dtype), host, bytes);
+    free(host);
 }
 
 struct kn_mat kit_mat(struct kit *k, int64_t rows, int64_t cols, enum kn_dtype dtype, uint64_t seed,
@@ -116,22 +221,22 @@ struct kn_mat kit_mat(struct kit *k, int64_t rows, int64_t cols, enum kn_dtype d
     struct kn_mat m = {
         .rows = rows, .cols = cols, .ld = (cols / KN_LD + 1) * KN_LD, .dtype = dtype};
 
-    m.p = kit_alloc(k, (size_t)(rows * m.ld) * elem(k, dtype));
-    for (int64_t r = 0; r < rows; r++) {
-        for (int64_t c = 0; c < m.ld; c++) {
-            const double v = seed ? scale * kit_value(seed, row0 + r, c) : 0.0;
-            kit_set(k, &m, r, c, c < cols ? v : (double)NAN);
-        }
-    }
+    m.p = kit_alloc(k, mat_bytes(k, &m));
+    kit_fill(k, &m, 0, rows, seed, row0, scale);
     return m;
 }
 
 float *kit_vec(struct kit *k, int64_t n, uint64_t seed, double scale, double offset)
 {
-    float *v = kit_alloc(k, (size_t)n * elem(k, KN_F32));
+    const size_t bytes = (size_t)n * elem(k, KN_F32);
+    float *v = kit_alloc(k, bytes);
+    void *host = malloc(bytes ? bytes : 1);
 
+    assert_non_null(host);
     for (int64_t i = 0; i < n; i++)
-        kit_vec_set(k, v, i, offset + (seed ? scale * kit_value(seed, 0, i) : 0.0));
+        store(k, host, i, KN_F32, offset + (seed ? scale * kit_value(seed, 0, i) : 0.0));
+    kit_put(k, v, host, bytes);
+    free(host);
     return v;
 }
 
@@ -139,18 +244,26 @@ int32_t *kit_ints(struct kit *k, const int32_t *v, int64_t n)
 {
     int32_t *p = kit_alloc(k, (size_t)n * sizeof *p);
 
-    memcpy(p, v, (size_t)n * sizeof *p);
+    kit_put(k, p, v, (size_t)n * sizeof *p);
     return p;
+}
+
+static void padding_of(const struct kit *k, const struct kn_mat *m, const void *host)
+{
+    for (int64_t r = 0; r < m->rows; r++) {
+        for (int64_t c = m->cols; c < m->ld; c++) {
+            if (!isnan(load(k, host, r * m->ld + c, m->dtype)))
+                fail_msg("padding written at (%ld, %ld)", (long)r, (long)c);
+        }
+    }
 }
 
 void kit_padding(const struct kit *k, const struct kn_mat *m)
 {
-    for (int64_t r = 0; r < m->rows; r++) {
-        for (int64_t c = m->cols; c < m->ld; c++) {
-            if (!isnan(kit_get(k, m, r, c)))
-                fail_msg("padding written at (%ld, %ld)", (long)r, (long)c);
-        }
-    }
+    void *host = kit_down(k, m->p, mat_bytes(k, m));
+
+    padding_of(k, m, host);
+    free(host);
 }
 
 static void near(const char *what, int64_t r, int64_t c, double got, double want, double tol)
@@ -163,32 +276,57 @@ static void near(const char *what, int64_t r, int64_t c, double got, double want
 void kit_near(const char *what, const struct kit *ka, const struct kn_mat *a, const struct kit *kb,
               const struct kn_mat *b, double factor)
 {
+    void *x = kit_down(ka, a->p, mat_bytes(ka, a)), *y = kit_down(kb, b->p, mat_bytes(kb, b));
     double max = 0.25;
 
     assert_int_equal(a->rows, b->rows);
     assert_int_equal(a->cols, b->cols);
     for (int64_t r = 0; r < b->rows; r++) {
         for (int64_t c = 0; c < b->cols; c++)
-            max = fmax(max, fabs(kit_get(kb, b, r, c)));
+            max = fmax(max, fabs(load(kb, y, r * b->ld + c, b->dtype)));
     }
     for (int64_t r = 0; r < b->rows; r++) {
         for (int64_t c = 0; c < b->cols; c++) {
-            const double want = kit_get(kb, b, r, c);
+            const double want = load(kb, y, r * b->ld + c, b->dtype);
             const double ulp = a->dtype == KN_BF16 ? ldexp(fabs(want), -7) : 0.0;
-            near(what, r, c, kit_get(ka, a, r, c), want, ldexp(factor * max, -24) + ulp);
+            near(what, r, c, load(ka, x, r * a->ld + c, a->dtype), want,
+                 ldexp(factor * max, -24) + ulp);
         }
     }
-    kit_padding(ka, a);
-    kit_padding(kb, b);
+    padding_of(ka, a, x);
+    padding_of(kb, b, y);
+    free(x);
+    free(y);
 }
 
 void kit_near_vec(const char *what, const struct kit *ka, const float *a, const struct kit *kb,
                   const float *b, int64_t n, double factor)
 {
+    void *x = kit_down(ka, a, (size_t)n * elem(ka, KN_F32));
+    void *y = kit_down(kb, b, (size_t)n * elem(kb, KN_F32));
     double max = 0.25;
 
     for (int64_t i = 0; i < n; i++)
-        max = fmax(max, fabs(kit_vec_get(kb, b, i)));
+        max = fmax(max, fabs(load(kb, y, i, KN_F32)));
     for (int64_t i = 0; i < n; i++)
-        near(what, 0, i, kit_vec_get(ka, a, i), kit_vec_get(kb, b, i), ldexp(factor * max, -24));
+        near(what, 0, i, load(ka, x, i, KN_F32), load(kb, y, i, KN_F32), ldexp(factor * max, -24));
+    free(x);
+    free(y);
+}
+
+void kit_logits_near(const struct kit *ka, const struct kn_mat *a, const struct kit *kb,
+                     const struct kn_mat *b, double allowed)
+{
+    void *x = kit_down(ka, a->p, mat_bytes(ka, a)), *y = kit_down(kb, b->p, mat_bytes(kb, b));
+
+    for (int64_t r = 0; r < b->rows; r++) {
+        for (int64_t c = 0; c < b->cols; c++) {
+            const double want = load(kb, y, r * b->ld + c, b->dtype);
+            const double ulp = a->dtype == KN_BF16 ? ldexp(fabs(want), -7) : 0.0;
+            near("gradient of the logits", r, c, load(ka, x, r * a->ld + c, a->dtype), want,
+                 allowed + ulp);
+        }
+    }
+    free(x);
+    free(y);
 }

@@ -1,5 +1,8 @@
 /* kit.h - operands for tests of kernels: made from (seed, row, column), so that a
- * row is the same row in whatever call it stands, and checked padding. */
+ * row is the same row in whatever call it stands, and checked padding.
+ *
+ * Operands lie in the backend's memory: everything here goes through ops->copy, so
+ * the same tests run on a GPU. */
 #ifndef TESTS_KERNELS_KIT_H
 #define TESTS_KERNELS_KIT_H
 
@@ -27,7 +30,22 @@ enum kn_dtype kit_dtype(int argc, char **argv);
 /* In [-1, 1), exact in float32. */
 double kit_value(uint64_t seed, int64_t row, int64_t col);
 
+/* Backend "cuda" without a GPU: says why and exits 77, a skip; 1 with
+ * KN_REQUIRE=cuda. Other backends: nothing. */
+void kit_require(const char *backend);
+/* The backend's memory is the host's: it also checks indices it is given. */
+bool kit_on_host(const struct kit *k);
+
 void *kit_alloc(struct kit *k, size_t bytes);
+void kit_put(const struct kit *k, void *to, const void *host, size_t bytes);
+void kit_take(const struct kit *k, void *host, const void *from, size_t bytes);
+void *kit_down(const struct kit *k, const void *from, size_t bytes); /* malloc'ed */
+/* The same bits in two kits' memory. */
+void kit_same(const char *what, const struct kit *ka, const void *a, const struct kit *kb,
+              const void *b, size_t bytes);
+/* Rows [r0, r0 + rows) of m as kit_mat fills them. */
+void kit_fill(const struct kit *k, const struct kn_mat *m, int64_t r0, int64_t rows, uint64_t seed,
+              int64_t row0, double scale);
 /* (rows, cols) with ld > cols, the padding NaN. Values scale * kit_value(seed,
  * row0 + r, c); seed 0: zeros. */
 struct kn_mat kit_mat(struct kit *k, int64_t rows, int64_t cols, enum kn_dtype dtype, uint64_t seed,
@@ -36,6 +54,7 @@ struct kn_mat kit_mat(struct kit *k, int64_t rows, int64_t cols, enum kn_dtype d
 float *kit_vec(struct kit *k, int64_t n, uint64_t seed, double scale, double offset);
 int32_t *kit_ints(struct kit *k, const int32_t *v, int64_t n);
 
+/* One element: a copy each. */
 double kit_get(const struct kit *k, const struct kn_mat *m, int64_t r, int64_t c);
 void kit_set(const struct kit *k, const struct kn_mat *m, int64_t r, int64_t c, double v);
 double kit_vec_get(const struct kit *k, const float *v, int64_t i);
@@ -51,5 +70,8 @@ void kit_near(const char *what, const struct kit *ka, const struct kn_mat *a, co
               const struct kn_mat *b, double factor);
 void kit_near_vec(const char *what, const struct kit *ka, const float *a, const struct kit *kb,
                   const float *b, int64_t n, double factor);
+/* |a - b| <= allowed (and one bf16 ulp of |b|) everywhere; padding not looked at. */
+void kit_logits_near(const struct kit *ka, const struct kn_mat *a, const struct kit *kb,
+                     const struct kn_mat *b, double allowed);
 
 #endif

@@ -40,19 +40,21 @@ static uint64_t draw(uint64_t n)
 }
 
 /* Rows of m, which begin with row `row0` of the whole, against the whole's bits. */
-static void same_rows(const char *what, const struct kn_mat *m, const struct kn_mat *whole,
-                      int64_t row0)
+static void same_rows(const char *what, const struct kit *k, const struct kn_mat *m,
+                      const struct kit *kw, const struct kn_mat *whole, int64_t row0)
 {
-    const size_t size = m->dtype == KN_BF16 ? 2 : 4;
+    const size_t row = (size_t)m->ld * (m->dtype == KN_BF16 ? 2 : 4);
+    const size_t bytes = (size_t)m->rows * row, used = row / (size_t)m->ld * (size_t)m->cols;
+    char *a = kit_down(k, m->p, bytes);
+    char *b = kit_down(kw, (const char *)whole->p + (size_t)row0 * row, bytes);
 
     assert_int_equal(m->ld, whole->ld);
-    for (int64_t r = 0; r < m->rows; r++) {
-        const char *a = (const char *)m->p + (size_t)(r * m->ld) * size;
-        const char *b = (const char *)whole->p + (size_t)((row0 + r) * whole->ld) * size;
-        if (memcmp(a, b, (size_t)m->cols * size) != 0)
+    for (int64_t r = 0; r < m->rows; r++)
+        if (memcmp(a + (size_t)r * row, b + (size_t)r * row, used) != 0)
             fail_msg("%s: row %ld of %ld differs from the same row in a call of %ld", what, (long)r,
                      (long)m->rows, (long)whole->rows);
-    }
+    free(a);
+    free(b);
 }
 
 static const struct linear_case linears[] = {
@@ -90,7 +92,7 @@ static void one_linear(const struct linear_case *c)
         linear_weight(&kits[i], c, &w[i]);
     for (int seg = 0; seg < 3; seg++)
         run_linear(&kits[0], w[0], c, 0, c->m, seg, &whole[seg]);
-    same_rows("linear, B = 0 against off", &whole[2].y, &whole[0].y, 0);
+    same_rows("linear, B = 0 against off", &kits[0], &whole[2].y, &kits[0], &whole[0].y, 0);
     for (int i = 0; i < TEAMS; i++)
         marks[i] = kits[i].n_owned;
     for (int n = 0; n < SPLITS; n++) {
@@ -100,7 +102,7 @@ static void one_linear(const struct linear_case *c)
         int64_t rows = 1 + (int64_t)draw((uint64_t)most);
         rows = rows > c->m - row0 ? c->m - row0 : rows;
         run_linear(&kits[team], w[team], c, row0, rows, seg, &part);
-        same_rows("linear", &part.y, &whole[seg].y, row0);
+        same_rows("linear", &kits[team], &part.y, &kits[0], &whole[seg].y, row0);
         kit_release(&kits[team], marks[team]);
     }
     for (int i = 0; i < TEAMS; i++) {
@@ -135,13 +137,13 @@ static void linear_gradients(void **state)
             linear_make(k, c, &call[t]);
             assert_int_equal(k->ops->linear_fwd(k->ctx, &call[t].fwd), 0);
             assert_int_equal(k->ops->linear_bwd(k->ctx, &call[t].bwd), 0);
-            same_rows("dx", &call[t].dx, &call[0].dx, 0);
+            same_rows("dx", k, &call[t].dx, &kits[0], &call[0].dx, 0);
             for (int s = 0; s < c->n_segs; s++) {
                 for (int p = 0; p < c->n_parts; p++) {
                     const struct kn_lora *a = &call[t].lora[s][p], *b = &call[0].lora[s][p];
                     const int64_t na = a->r * c->k, nb = a->r * c->n[p];
-                    assert_memory_equal(a->da, b->da, (size_t)na * sizeof(float));
-                    assert_memory_equal(a->db, b->db, (size_t)nb * sizeof(float));
+                    kit_same("da", k, a->da, &kits[0], b->da, (size_t)na * sizeof(float));
+                    kit_same("db", k, a->db, &kits[0], b->db, (size_t)nb * sizeof(float));
                 }
             }
         }
@@ -197,12 +199,12 @@ static void attention(void **state)
             attn_make(k, &c, &alone);
             assert_int_equal(k->ops->attn_fwd(k->ctx, &alone.fwd), 0);
             assert_int_equal(k->ops->attn_bwd(k->ctx, &alone.bwd), 0);
-            same_rows("o", &alone.o, &pack.o, pack.shape.cu_q[s]);
-            same_rows("dq", &alone.dq, &pack.dq, pack.shape.cu_q[s]);
-            same_rows("dk", &alone.dk, &pack.dk, pack.shape.cu_k[s]);
-            same_rows("dv", &alone.dv, &pack.dv, pack.shape.cu_k[s]);
-            assert_memory_equal(alone.lse, pack.lse + pack.shape.cu_q[s] * c.heads,
-                                (size_t)(c.lq[0] * c.heads) * sizeof(float));
+            same_rows("o", k, &alone.o, &kits[0], &pack.o, pack.cu_q[s]);
+            same_rows("dq", k, &alone.dq, &kits[0], &pack.dq, pack.cu_q[s]);
+            same_rows("dk", k, &alone.dk, &kits[0], &pack.dk, pack.cu_k[s]);
+            same_rows("dv", k, &alone.dv, &kits[0], &pack.dv, pack.cu_k[s]);
+            kit_same("lse", k, alone.lse, &kits[0], pack.lse + pack.cu_q[s] * c.heads,
+                     (size_t)(c.lq[0] * c.heads) * sizeof(float));
             kit_release(k, mark);
         }
         kit_release(&kits[0], 0);
@@ -224,13 +226,10 @@ static void attention_prefix(void **state)
         attn_make(k, &whole, &all);
         c.lq[0] = 75 - prefix;
         attn_make(k, &c, &tail);
-        for (int64_t r = 0; r < c.lq[0]; r++) {
-            for (int64_t col = 0; col < tail.q.cols; col++)
-                kit_set(k, &tail.q, r, col, kit_get(k, &all.q, prefix + r, col));
-        }
+        kit_fill(k, &tail.q, 0, c.lq[0], 11, prefix, 1.0); /* attn_make's rows of all.q */
         assert_int_equal(k->ops->attn_fwd(k->ctx, &all.fwd), 0);
         assert_int_equal(k->ops->attn_fwd(k->ctx, &tail.fwd), 0);
-        same_rows("tail of a sequence", &tail.o, &all.o, prefix);
+        same_rows("tail of a sequence", k, &tail.o, k, &all.o, prefix);
         kit_release(k, 0);
     }
 }
@@ -244,14 +243,16 @@ struct row_ops {
 static void run_rows(struct kit *k, int64_t row0, int64_t rows, struct row_ops *out)
 {
     enum { COLS = 144, HEADS = 6, HEAD_DIM = 24, VOCAB = 517 };
-    int32_t *pos = kit_alloc(k, (size_t)rows * 4), *at = kit_alloc(k, (size_t)rows * 4);
+    int32_t *pos, *at, host[2][400];
     struct kn_mat x = kit_mat(k, rows, COLS, dtype, 21, row0, 2.0);
     struct kn_mat z = kit_mat(k, rows, VOCAB, KN_F32, 22, row0, 9.0);
 
     for (int64_t r = 0; r < rows; r++) {
-        pos[r] = (int32_t)((row0 + r) % 64);
-        at[r] = (int32_t)r;
+        host[0][r] = (int32_t)((row0 + r) % 64);
+        host[1][r] = (int32_t)r;
     }
+    pos = kit_ints(k, host[0], rows);
+    at = kit_ints(k, host[1], rows);
     out->norm = kit_mat(k, rows, COLS, dtype, 0, 0, 0.0);
     out->rope = kit_mat(k, rows, COLS, dtype, 23, row0, 1.0);
     out->swiglu = kit_mat(k, rows, COLS / 2, dtype, 0, 0, 0.0);
@@ -290,13 +291,13 @@ static void row_operations(void **state)
         struct kit *k = &kits[n % TEAMS];
         const int64_t row0 = (int64_t)draw(400), rows = 1 + (int64_t)draw((uint64_t)(400 - row0));
         run_rows(k, row0, rows, &part);
-        same_rows("rmsnorm", &part.norm, &whole.norm, row0);
-        same_rows("rope", &part.rope, &whole.rope, row0);
-        same_rows("swiglu", &part.swiglu, &whole.swiglu, row0);
-        same_rows("gather", &part.gather, &whole.gather, row0);
-        same_rows("logprob", &part.grad, &whole.grad, row0);
-        assert_memory_equal(part.lse, whole.lse + row0, (size_t)rows * sizeof(float));
-        assert_memory_equal(part.logp, whole.logp + row0, (size_t)rows * sizeof(float));
+        same_rows("rmsnorm", k, &part.norm, &kits[0], &whole.norm, row0);
+        same_rows("rope", k, &part.rope, &kits[0], &whole.rope, row0);
+        same_rows("swiglu", k, &part.swiglu, &kits[0], &whole.swiglu, row0);
+        same_rows("gather", k, &part.gather, &kits[0], &whole.gather, row0);
+        same_rows("logprob", k, &part.grad, &kits[0], &whole.grad, row0);
+        kit_same("lse", k, part.lse, &kits[0], whole.lse + row0, (size_t)rows * sizeof(float));
+        kit_same("logp", k, part.logp, &kits[0], whole.logp + row0, (size_t)rows * sizeof(float));
         kit_release(k, marks[n % TEAMS]);
     }
 }
@@ -312,13 +313,15 @@ static void optimiser(void **state)
         struct kn_sweep *sweep = kit_alloc(k, sizeof *sweep);
         struct kn_adamw_step *step = kit_alloc(k, sizeof *step);
         float *g = kit_vec(k, N, 31, 0.5, 0.0);
-        *step = (struct kn_adamw_step){.lr = 1e-2f,
-                                       .beta1 = 0.9f,
-                                       .beta2 = 0.999f,
-                                       .eps = 1e-8f,
-                                       .max_grad_norm = 1.0f,
-                                       .bias1 = 0.1f,
-                                       .bias2 = 0.001f};
+        kit_put(k, step,
+                &(struct kn_adamw_step){.lr = 1e-2f,
+                                        .beta1 = 0.9f,
+                                        .beta2 = 0.999f,
+                                        .eps = 1e-8f,
+                                        .max_grad_norm = 1.0f,
+                                        .bias1 = 0.1f,
+                                        .bias2 = 0.001f},
+                sizeof *step);
         p[t] = kit_vec(k, N, 32, 1.0, 0.0);
         k->ops->grad_sweep(k->ctx, &(struct kn_grad_sweep){.g = g, .n = N, .sweep = sweep});
         k->ops->adamw(k->ctx, &(struct kn_adamw){.p = p[t],
@@ -328,7 +331,7 @@ static void optimiser(void **state)
                                                  .n = N,
                                                  .sweep = sweep,
                                                  .step = step});
-        assert_memory_equal(p[t], p[0], N * sizeof(float));
+        kit_same("p", k, p[t], &kits[0], p[0], N * sizeof(float));
     }
 }
 
@@ -380,12 +383,12 @@ static void ranks(void **state)
         assert_null(failed);
     }
     for (int i = 1; i < RANKS; i++) {
-        same_rows("y", &rank[i].call.y, &rank[0].call.y, 0);
-        same_rows("dx", &rank[i].call.dx, &rank[0].call.dx, 0);
-        assert_memory_equal(rank[i].call.lora[0][1].da, rank[0].call.lora[0][1].da,
-                            8 * 96 * sizeof(float));
-        same_rows("o", &rank[i].attn.o, &rank[0].attn.o, 0);
-        same_rows("dk", &rank[i].attn.dk, &rank[0].attn.dk, 0);
+        same_rows("y", &rank[i].kit, &rank[i].call.y, &rank[0].kit, &rank[0].call.y, 0);
+        same_rows("dx", &rank[i].kit, &rank[i].call.dx, &rank[0].kit, &rank[0].call.dx, 0);
+        kit_same("da", &rank[i].kit, rank[i].call.lora[0][1].da, &rank[0].kit,
+                 rank[0].call.lora[0][1].da, 8 * 96 * sizeof(float));
+        same_rows("o", &rank[i].kit, &rank[i].attn.o, &rank[0].kit, &rank[0].attn.o, 0);
+        same_rows("dk", &rank[i].kit, &rank[i].attn.dk, &rank[0].kit, &rank[0].attn.dk, 0);
     }
     for (int i = 0; i < RANKS; i++) {
         rank[i].kit.ops->weight_close(rank[i].kit.ctx, rank[i].call.w);
@@ -405,9 +408,9 @@ int main(int argc, char **argv)
         cmocka_unit_test(ranks),
     };
 
-    if (argc > 1 && (strcmp(argv[1], "ref") == 0 || strcmp(argv[1], "sim") == 0))
-        backend = argv[1];
-    else
-        dtype = kit_dtype(argc, argv);
+    dtype = kit_dtype(argc, argv);
+    if (argc > 1 && strcmp(argv[argc - 1], "bf16") != 0)
+        backend = argv[argc - 1];
+    kit_require(backend);
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,0 +1,120 @@
+/* device.cu - which devices there are, and what a context on one takes for itself. */
+#include "cuda.cuh"
+
+#include <stdio.h>
+#include <string.h>
+#include <strings.h>
+
+/* "GPU-xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx", as nvidia-smi and NVML write it. */
+void cuda_uuid(const cudaDeviceProp *p, char *text)
+{
+    size_t n = (size_t)snprintf(text, KN_UUID, "GPU-");
+
+    for (int i = 0; i < 16; i++)
+        n += (size_t)snprintf(text + n, KN_UUID - n, "%s%02x",
+                              i == 4 || i == 6 || i == 8 || i == 10 ? "-" : "",
+                              (unsigned char)p->uuid.bytes[i]);
+}
+
+/* A slice of a GPU (MIG) has an identifier of its own; the runtime sees the one that
+ * CUDA_VISIBLE_DEVICES names and gives the same 16 bytes. */
+static bool same_uuid(const char *a, const char *b)
+{
+    return strlen(a) > 4 && strlen(b) > 4 && strcasecmp(a + 4, b + 4) == 0 &&
+           (strncmp(a, "GPU-", 4) == 0 || strncmp(a, "MIG-", 4) == 0);
+}
+
+int cuda_device_of(const char *uuid)
+{
+    char have[KN_UUID];
+    cudaDeviceProp p;
+    int n = 0;
+
+    if (cudaGetDeviceCount(&n) != cudaSuccess)
+        return -ENODEV;
+    for (int i = 0; i < n; i++) {
+        if (cudaGetDeviceProperties(&p, i) != cudaSuccess)
+            continue;
+        cuda_uuid(&p, have);
+        if (same_uuid(uuid, have))
+            return i;
+    }
+    return -ENODEV;
+}
+
+int cuda_devices(kn_device *ret, int max, char *why, size_t why_size)
+{
+    cudaDeviceProp p;
+    int n = 0;
+    const cudaError_t e = cudaGetDeviceCount(&n);
+
+    if (why && why_size)
+        why[0] = '\0';
+    if (e != cudaSuccess || n == 0) {
+        (void)cudaGetLastError();
+        if (why)
+            snprintf(why, why_size, "CUDA finds no GPU: %s",
+                     e == cudaErrorInsufficientDriver
+                         ? "NVIDIA's driver is missing, or older than this build needs"
+                         : cudaGetErrorString(e));
+        return e == cudaErrorNoDevice ? 0 : -ENOTSUP;
+    }
+    for (int i = 0; i < n && i < max; i++) {
+        memset(&ret[i], 0, sizeof ret[i]);
+        if (cudaGetDeviceProperties(&p, i) != cudaSuccess)
+            return -EIO;
+        cuda_uuid(&p, ret[i].uuid);
+        snprintf(ret[i].name, sizeof ret[i].name, "%.90s", p.name);
+        ret[i].mem_total = p.totalGlobalMem;
+    }
+    return n;
+}
+
+/* Dequantised matrices lie ready. */
+int cuda_weight_soon(kn_ctx *ctx, const kn_weight *w)
+{
+    (void)ctx;
+    (void)w;
+    return 0;
+}
+
+int64_t cuda_lora_room(int64_t lora_cols)
+{
+    return cuda_ext(lora_cols);
+}
+
+static void more(size_t *most, int64_t bytes)
+{
+    if (bytes > 0 && (size_t)bytes > *most)
+        *most = (size_t)bytes;
+}
+
+/* The buffers of kn_ctx, as linear.cu and adamw.cu reserve them. */
+size_t cuda_scratch_bytes(const kn_scratch *s, kn_dtype compute)
+{
+    size_t x_ext = 0, dy_ext = 0, grad = 0, partial = 0;
+    const int64_t size = (int64_t)cuda_size(compute);
+
+    for (int i = 0; i < s->n_uses; i++) {
+        const kn_scratch_use *u = &s->uses[i];
+        const int64_t kp = cuda_round(u->w->k), ext = cuda_ext(u->w->lora_cols);
+        const int64_t cols = u->w->lora_cols > 0 ? u->w->lora_cols : 0;
+        int64_t n = 0;
+        for (int j = 0; j < u->w->n_parts; j++)
+            n += u->w->parts[j].n;
+        if (!u->room) {
+            more(&x_ext, u->rows * (kp + ext) * size);
+            more(&dy_ext, u->rows * (n + ext) * size);
+        }
+        if (cols == 0)
+            continue;
+        more(&x_ext, u->rows * (ext + (s->dropout ? kp : 0)) * size);
+        more(&grad, (cols * u->w->k + n * cols) * 4);
+        if (s->dropout) {
+            more(&dy_ext, u->rows * kp * size);
+            more(&grad, 2 * u->rows * u->w->k * 4);
+        }
+    }
+    more(&partial, cuda_sweep_bytes(s->params));
+    return x_ext + dy_ext + grad + partial;
+}

@@ -187,9 +187,10 @@ int follow_until_over(struct cli *cli, struct follow *f)
             return r;
         if (lost != !follow_connected(f)) {
             lost = !lost;
-            (void)fprintf(cli->notes, "alignctl: %s\n",
-                          lost ? "alignd does not answer; the job trains on; waiting for alignd"
-                               : "alignd is back");
+            (void)fprintf(
+                cli->notes, "alignctl: %s\n",
+                lost ? "alignd does not answer; the job goes on without it; waiting for alignd"
+                     : "alignd is back");
         }
     }
     return CLI_OK;

@@ -173,20 +173,10 @@ int jobfile_check(struct cli *cli, struct jobfile *f, bool overwrite)
                            &status);
     if (r != CLI_OK)
         return r;
+    const int problems = jobfile_tell(cli, f, f->check);
     if (status == 0)
         return CLI_OK;
-    /* warnings were told by jobfile_resolve already */
-    const json_t *list = json_object_get(f->check, "problems");
-    bool told = false;
-    for (size_t i = 0; i < json_array_size(list); i++) {
-        const json_t *p = json_array_get(list, i);
-        const char *text = json_string_value(json_object_get(p, "text"));
-        if (json_is_true(json_object_get(p, "warning")))
-            continue;
-        tell(cli, f, (int)json_integer_value(json_object_get(p, "line")), false, text ? text : "?");
-        told = true;
-    }
-    if (!told)
+    if (problems == 0)
         return err_set(&cli->err, CLI_ERROR, "align-worker --check ended with code %d", status);
     return status == CLI_REFUSED ? CLI_REFUSED : CLI_ERROR;
 }

@@ -33,7 +33,7 @@ int jobfile_resolve_quietly(struct cli *cli, struct jobfile *f);
  * when it says no: *ret_status is its exit code. */
 int jobfile_worker(struct cli *cli, const struct jobfile *f, const char *verb, const char *option,
                    const char *value, json_t **ret, int *ret_status);
-/* align-worker --check, told like jobfile_resolve; fills f->check. */
+/* align-worker --check: all that is wrong is told, notes too; fills f->check. */
 int jobfile_check(struct cli *cli, struct jobfile *f, bool overwrite);
 /* Tells j's "problems" on cli->notes; returns how many are no warnings. */
 int jobfile_tell(struct cli *cli, const struct jobfile *f, const json_t *j);

@@ -106,6 +106,18 @@ const char *jobview_reason(const json_t *job, char *buf, size_t room)
     return buf;
 }
 
+const char *jobview_goes_on(const json_t *job)
+{
+    const char *s = jobview_text(job, "state");
+    if (strcmp(s, "PENDING") == 0 || strcmp(s, "PREEMPTED") == 0)
+        return "waits on in the queue";
+    if (strcmp(s, "CONFIGURING") == 0)
+        return "goes on starting";
+    if (strcmp(s, "COMPLETING") == 0)
+        return "goes on stopping";
+    return strcmp(s, "RUNNING") == 0 ? "trains on" : "is as it was";
+}
+
 int64_t jobview_now_ms(void)
 {
     struct timespec t;

@@ -20,6 +20,8 @@ double jobview_seconds(const json_t *job, int64_t now_ms);              /* runni
 const char *jobview_devices(const json_t *job, char *buf, size_t room); /* cpu:0,cpu:1     */
 /* What the last column of `list` says: the reason and, for people, what it means. */
 const char *jobview_reason(const json_t *job, char *buf, size_t room);
+/* What it does while nobody looks: "trains on", "waits on in the queue". */
+const char *jobview_goes_on(const json_t *job);
 int64_t jobview_now_ms(void);
 
 #endif

@@ -162,6 +162,14 @@ static void draw_plot(const struct screen *s, struct buf *out, size_t *left)
     free(x);
 }
 
+static void tell_lost(const struct screen *s, struct buf *out, size_t *left)
+{
+    char text[120];
+    (void)snprintf(text, sizeof text, "alignd does not answer; the job %s; trying again",
+                   jobview_goes_on(s->job));
+    line(s, out, left, text);
+}
+
 void screen_draw(const struct screen *s, struct buf *out)
 {
     size_t left = s->rows;
@@ -171,7 +179,7 @@ void screen_draw(const struct screen *s, struct buf *out)
     }
     head(s, out, &left);
     if (!s->connected)
-        line(s, out, &left, "alignd does not answer; the job trains on; trying again");
+        tell_lost(s, out, &left);
     progress(s, out, &left);
     values(s, out, &left);
     if (left > 1) {
@@ -179,8 +187,11 @@ void screen_draw(const struct screen *s, struct buf *out)
         draw_plot(s, out, &left);
         left++;
     }
-    if (!jobview_over(s->job))
-        line(s, out, &left, "Ctrl-C leaves; the job trains on");
+    if (!jobview_over(s->job)) {
+        char text[80];
+        (void)snprintf(text, sizeof text, "Ctrl-C leaves; the job %s", jobview_goes_on(s->job));
+        line(s, out, &left, text);
+    }
 }
 
 static bool is_wanted(const char *name)

@@ -48,21 +48,23 @@ static void batch(struct sentence *s, const struct spec *spec, const json_t *che
 static void steps(struct sentence *s, const struct spec *spec, const json_t *check)
 {
     format_buf a, b;
-    const char *what = spec->method == SPEC_DPO ? "pairs" : "examples";
+    const char *what = spec->method == SPEC_DPO ? "pair" : "example";
     if (check) {
         double epochs = jobview_number(check, "epochs");
-        add(s, "; %s steps = %.*f epochs of %s %s", format_count(a, jobview_int(check, "steps")),
+        add(s, "; %s step%s = %.*f epochs of %s %s%s", format_count(a, jobview_int(check, "steps")),
+            jobview_int(check, "steps") == 1 ? "" : "s",
             epochs >= 0.95     ? 1
             : epochs >= 0.0095 ? 2
                                : 4,
             epochs, /* never "0.0" */
-            format_count(b, jobview_int(check, "examples")), what);
+            format_count(b, jobview_int(check, "examples")), what,
+            jobview_int(check, "examples") == 1 ? "" : "s");
         if (jobview_int(check, "eval_examples") > 0)
             add(s, ", evaluated on %s", format_count(a, jobview_int(check, "eval_examples")));
     } else if (spec->max_steps > 0) {
-        add(s, "; %s steps", format_count(a, spec->max_steps));
+        add(s, "; %s step%s", format_count(a, spec->max_steps), spec->max_steps == 1 ? "" : "s");
     } else {
-        add(s, "; %g epochs", spec->num_train_epochs);
+        add(s, "; %g epoch%s", spec->num_train_epochs, spec->num_train_epochs == 1 ? "" : "s");
     }
 }
 

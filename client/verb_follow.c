@@ -160,9 +160,11 @@ static void tell_connection(struct watch *w)
         return;
     w->lost = lost;
     if (!w->live)
-        (void)fprintf(w->cli->notes, "alignctl: %s\n",
-                      lost ? "alignd does not answer; the job trains on; trying again"
-                           : "alignd is back");
+        (void)fprintf(w->cli->notes,
+                      lost ? "alignctl: alignd does not answer; the job %s; trying "
+                             "again\n"
+                           : "alignctl: alignd is back\n",
+                      jobview_goes_on(w->follow.state));
 }
 
 static int loop(struct watch *w)
@@ -195,8 +197,9 @@ static int conclude(struct watch *w, struct conn *c)
     long long id = (long long)jobview_int(job, "job");
     format_buf a, b, e;
     if (!w->follow.over) {
-        (void)fprintf(w->cli->notes, "job %llu trains on; alignctl watch %llu looks again\n",
-                      (unsigned long long)w->follow.job, (unsigned long long)w->follow.job);
+        (void)fprintf(w->cli->notes, "job %llu %s; alignctl watch %llu looks again\n",
+                      (unsigned long long)w->follow.job, jobview_goes_on(job),
+                      (unsigned long long)w->follow.job);
         return CLI_OK;
     }
     if (!jobview_completed(job)) {
@@ -205,8 +208,9 @@ static int conclude(struct watch *w, struct conn *c)
     }
     if (w->cli->json)
         return CLI_OK;
-    (void)fprintf(w->cli->out, "job %lld COMPLETED: %s steps in %s, loss %s", id,
+    (void)fprintf(w->cli->out, "job %lld COMPLETED: %s step%s in %s, loss %s", id,
                   format_count(a, jobview_int(job, "step")),
+                  jobview_int(job, "step") == 1 ? "" : "s",
                   format_clock(b, jobview_seconds(job, jobview_now_ms())),
                   format_loss(e, jobview_number(job, "loss")));
     double eval = curve_eval(&w->curve, "eval_loss");

@@ -96,7 +96,8 @@ static int print_list(struct cli *cli, const json_t *jobs, bool all)
     int r = table_print(t, cli->out);
     table_free(t);
     if (hidden)
-        (void)fprintf(cli->notes, "%zu jobs that ended more than a day ago: --all\n", hidden);
+        (void)fprintf(cli->notes, "%zu job%s that ended more than a day ago: --all\n", hidden,
+                      hidden == 1 ? "" : "s");
     return r < 0 ? err_set(&cli->err, CLI_ERROR, "out of memory") : CLI_OK;
 }
 
@@ -169,7 +170,8 @@ static void show_dropped(struct cli *cli, const json_t *dropped)
     json_object_foreach((json_t *)dropped, key, value)
     {
         format_buf b;
-        field(cli, "dropped", "%s rows: %s", format_count(b, json_integer_value(value)), key);
+        field(cli, "dropped", "%s row%s: %s", format_count(b, json_integer_value(value)),
+              json_integer_value(value) == 1 ? "" : "s", key);
     }
     if (dropped && json_object_size(dropped) == 0)
         field(cli, "dropped", "no row");

@@ -58,11 +58,15 @@ static void print_submitted(struct cli *cli, const struct submit *s, const struc
 static int prepare(struct cli *cli, struct submit *s)
 {
     char text[1500];
-    int r = jobfile_resolve(cli, &s->file);
-    if (r == CLI_OK && !s->overwrite)
+    int r = s->no_check ? jobfile_resolve(cli, &s->file) : jobfile_resolve_quietly(cli, &s->file);
+    bool readable = r == CLI_OK;
+    if (readable && !s->overwrite)
         r = jobfile_output_free(cli, &s->file);
-    if (r == CLI_OK && !s->no_check)
+    if (!s->no_check && (r == CLI_OK || !readable)) {
         r = jobfile_check(cli, &s->file, s->overwrite);
+        if (r == CLI_OK && !readable)
+            r = jobfile_resolve(cli, &s->file);
+    }
     if (r == CLI_OK)
         (void)fprintf(
             cli->notes, "%s\n",
@@ -232,8 +236,8 @@ static int steps_left(struct cli *cli, struct conn *c, const struct msg_resume *
     if (done <= (int64_t)m->steps)
         return CLI_OK;
     return err_set(&cli->err, CLI_REFUSED,
-                   "job %llu has done %lld steps already: max_steps must not be less",
-                   (unsigned long long)m->job, (long long)done);
+                   "job %llu has done %lld step%s already: max_steps must not be less",
+                   (unsigned long long)m->job, (long long)done, done == 1 ? "" : "s");
 }
 
 static int verb_resume(struct cli *cli, int argc, char **argv)

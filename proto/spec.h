@@ -121,6 +121,25 @@ struct spec_problems {
     size_t n;
 };
 
+/* Where each key and element stood. path: "train.0.path". */
+struct spec_line {
+    char *path;
+    int line; /* 1-based */
+};
+struct spec_lines {
+    struct spec_line *v;
+    size_t n, room;
+};
+
+/* For whoever looks further at a job file than it says by itself (model, data, devices). */
+struct spec_more {
+    struct spec_lines lines; /* under alignd's own names                          */
+    struct spec *draft;      /* of a file with problems: what could be read, a default where a
+                                value was wrong; "/" for a text that is missing. NULL: not even
+                                a list of keys                                               */
+    bool values_right;       /* the draft's values are what was meant: other keys were wrong  */
+};
+
 struct spec_options {
     const char *file;        /* for messages                                     */
     const char *base_dir;    /* relative paths in the file are relative to this: its folder */
@@ -128,6 +147,7 @@ struct spec_options {
                                 ran; NULL: base_dir                                         */
     const struct spec_set *sets;
     size_t n_sets;
+    struct spec_more *more; /* NULL: not wanted; to spec_more_fini                         */
 };
 
 /* Reads a job file. Returns 0 and *ret_spec (to spec_free) and, as malloc'ed JSON
@@ -148,5 +168,12 @@ int spec_place(struct spec *spec, const char *id, struct err *err);
 
 void spec_free(struct spec *spec); /* NULL is a no-op */
 void spec_problems_free(struct spec_problems *p);
+/* By line; those of no line last. */
+void spec_problems_sort(struct spec_problems *p);
+
+/* The line of `path`, of its nearest enclosing key if it has none, else 0. */
+int spec_lines_find(const struct spec_lines *lines, const char *path);
+void spec_lines_fini(struct spec_lines *lines);
+void spec_more_fini(struct spec_more *more);
 
 #endif

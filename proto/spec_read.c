@@ -25,6 +25,7 @@ struct reader {
     json_t *origin; /* key -> user, alias, default, derived       */
     json_t *failed; /* keys whose value was wrong: key -> true    */
     int method;
+    bool whole; /* what the values say together is right */
     bool no_memory;
 };
 
@@ -271,8 +272,10 @@ static void other_method_key(struct reader *rd, const struct spec_key *k)
 
 static void require(struct reader *rd, const char *key, const char *how)
 {
-    if (!given(rd, key))
-        spec_sink_add(&rd->sink, key, "%s is missing: write %s", key, how);
+    if (given(rd, key))
+        return;
+    spec_sink_add(&rd->sink, key, "%s is missing: write %s", key, how);
+    json_object_set_new(rd->failed, key, json_true());
 }
 
 static void resolve_values(struct reader *rd)
@@ -392,6 +395,7 @@ static int fill(struct reader *rd, struct spec *spec)
     if (strcmp(spec->name, "/") == 0)
         json_object_set_new(rd->failed, "name", json_true());
     spec_value_whole(spec, &sink);
+    rd->whole = sink.problems == 0;
     return 0;
 }
 
@@ -499,6 +503,7 @@ static int resolve(struct reader *rd, struct spec *spec)
         return r;
     bool known = read_method(rd);
     if (!known) { /* told; do not tell it again below */
+        json_object_set_new(rd->failed, "method", json_true());
         flat_leave_out(rd, "method");
         json_object_set_new(rd->flat.values, "method", json_string("dpo"));
     }
@@ -533,6 +538,37 @@ static int by_line(const void *a, const void *b)
     return strcmp(p->text, q->text);
 }
 
+void spec_problems_sort(struct spec_problems *p)
+{
+    if (p->n)
+        qsort(p->v, p->n, sizeof *p->v, by_line);
+}
+
+/* Hands the lines over. */
+static int tell_more(struct reader *rd, struct spec_more *more)
+{
+    const char *key;
+    json_t *from;
+    json_object_foreach(rd->flat.from, key, from)
+    {
+        const char *as = json_string_value(from);
+        if (as && strcmp(as, key) != 0 && !json_object_get(rd->root, key) &&
+            spec_lines_alias(&rd->lines, key, as) < 0)
+            return -ENOMEM;
+    }
+    more->values_right = rd->whole && json_object_size(rd->failed) == 0;
+    more->lines = rd->lines;
+    rd->lines = (struct spec_lines){0};
+    return 0;
+}
+
+void spec_more_fini(struct spec_more *more)
+{
+    spec_lines_fini(&more->lines);
+    spec_free(more->draft);
+    *more = (struct spec_more){0};
+}
+
 static bool has_problem(const struct spec_problems *p)
 {
     for (size_t i = 0; i < p->n; i++)
@@ -556,6 +592,8 @@ int spec_read(const char *text, size_t bytes, const struct spec_options *opts,
               struct spec_problems *problems)
 {
     struct reader rd = {.opts = opts, .problems = problems};
+    if (opts->more)
+        *opts->more = (struct spec_more){0};
     struct spec *spec = calloc(1, sizeof *spec);
     char *user = NULL, *resolved = NULL;
     int r = -ENOMEM;
@@ -570,13 +608,19 @@ int spec_read(const char *text, size_t bytes, const struct spec_options *opts,
     r = read_tree(&rd, text, bytes);
     if (r == 0)
         r = resolve(&rd, spec);
-    if (problems->n)
-        qsort(problems->v, problems->n, sizeof *problems->v, by_line);
+    spec_problems_sort(problems);
+    if (opts->more && (r == 0 || r == -EINVAL) && tell_more(&rd, opts->more) < 0)
+        r = -ENOMEM;
     if (r < 0)
         goto fail;
     r = -EINVAL;
-    if (has_problem(problems))
+    if (has_problem(problems)) {
+        if (opts->more) {
+            opts->more->draft = spec;
+            spec = NULL;
+        }
         goto fail;
+    }
     r = -ENOMEM;
     if (ret_resolved && !(resolved = resolved_text(&rd)))
         goto fail;

@@ -414,6 +414,11 @@ int spec_lines_forget(struct spec_lines *lines, const char *path)
     return found ? 0 : lines_add(lines, path, 0);
 }
 
+int spec_lines_alias(struct spec_lines *lines, const char *path, const char *as)
+{
+    return lines_add(lines, path, spec_lines_find(lines, as));
+}
+
 int spec_lines_find(const struct spec_lines *lines, const char *path)
 {
     char at[YAML_PATH];

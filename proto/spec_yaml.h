@@ -6,16 +6,7 @@
 #include <stddef.h>
 
 #include "proto/err.h"
-
-/* Where each key and element stood. path: "train.0.path". */
-struct spec_line {
-    char *path;
-    int line; /* 1-based */
-};
-struct spec_lines {
-    struct spec_line *v;
-    size_t n, room;
-};
+#include "proto/spec.h"
 
 /* Parses one document with the scalar types of YAML 1.2's core schema: `yes` is
  * a string, 5e-5 a number. Aliases are expanded up to a bound; tags other than
@@ -29,8 +20,7 @@ int spec_yaml_parse(const char *text, size_t bytes, json_t **ret, struct spec_li
 /* What --set wrote at `path` (and below) stands on no line. */
 int spec_lines_forget(struct spec_lines *lines, const char *path);
 
-/* The line of `path`, of its nearest enclosing key if it has none, else 0. */
-int spec_lines_find(const struct spec_lines *lines, const char *path);
-void spec_lines_fini(struct spec_lines *lines);
+/* `path` stands where `as` does. */
+int spec_lines_alias(struct spec_lines *lines, const char *path, const char *as);
 
 #endif

@@ -26,20 +26,21 @@
 struct check {
     const struct job_args *args;
     struct job_file *job;
+    const struct spec *spec; /* the job's, or its draft                               */
     json_t *o;
     bool used_folder; /* a problem is output_dir's                                   */
     int others;       /* problems besides                                            */
 };
 
-static void problem(struct check *c, const char *text)
+static void problem(struct check *c, const char *key, const char *text)
 {
-    (void)job_file_problem(c->job, false, text);
+    (void)job_file_problem(c->job, key, false, text);
     c->others++;
 }
 
 static void check_devices(struct check *c)
 {
-    const struct spec *s = c->job->spec;
+    const struct spec *s = c->spec;
     char text[256];
 
     if (s->device_type == SPEC_DEVICE_GPU) {
@@ -47,11 +48,11 @@ static void check_devices(struct check *c)
                  "device_type: this build trains on the CPU only; %d GPUs seen, not used; set "
                  "device_type: cpu",
                  host_gpus());
-        problem(c, text);
+        problem(c, "device_type", text);
     } else if (s->device_type == SPEC_DEVICE_AUTO && host_gpus() > 0) {
         snprintf(text, sizeof text, "this build trains on the CPU only; %d GPUs seen, not used",
                  host_gpus());
-        (void)job_file_problem(c->job, true, text);
+        (void)job_file_problem(c->job, "device_type", true, text);
     }
 }
 
@@ -70,7 +71,8 @@ static bool same_run(const struct check *c, const char *dir)
     if (fd < 0)
         return false;
     if (gang_read(fd, &g, &err) == 0) {
-        json_t *a = json_loads(g->spec, 0, NULL), *b = json_loads(c->job->resolved, 0, NULL);
+        json_t *a = json_loads(g->spec, 0, NULL);
+        json_t *b = c->job->resolved ? json_loads(c->job->resolved, 0, NULL) : NULL;
         same = a && b && json_equal(a, b);
         json_decref(a);
         json_decref(b);
@@ -83,13 +85,13 @@ static bool same_run(const struct check *c, const char *dir)
 /* With {id} in it, the folder gets a name that is new; what is above it counts. */
 static void check_folder(struct check *c)
 {
-    const char *dir = c->job->spec->output_dir;
+    const char *dir = c->spec->output_dir;
     enum folder_kind kind;
     struct err err;
     char text[512];
 
     if (folder_look(dir, &kind, &err) < 0) {
-        problem(c, err.text);
+        problem(c, "output_dir", err.text);
         return;
     }
     if (kind == FOLDER_FREE || c->args->overwrite || same_run(c, dir))
@@ -97,7 +99,7 @@ static void check_folder(struct check *c)
     snprintf(text, sizeof text,
              "output_dir: %.300s holds %s: put {id} into output_dir, or use --overwrite", dir,
              kind == FOLDER_RUN ? "another run" : "other files");
-    (void)job_file_problem(c->job, false, text);
+    (void)job_file_problem(c->job, "output_dir", false, text);
     c->used_folder = true;
 }
 
@@ -146,7 +148,7 @@ static void set_plan(struct check *c, const struct dataset *d, const struct mode
 
     if (plan_make(c->job->spec, d, 0, &plan, &err) < 0 ||
         lora_count(config, c->job->spec, &parameters, &err) < 0) {
-        problem(c, err.text);
+        problem(c, NULL, err.text);
         return;
     }
     json_object_set_new(c->o, "lora_parameters", json_integer(parameters));
@@ -158,6 +160,20 @@ static void set_plan(struct check *c, const struct dataset *d, const struct mode
     json_object_set_new(c->o, "train_tokens", json_integer(plan.train_tokens));
 }
 
+/* Of a file with problems the data are read only where they are what was meant, and there:
+ * reading the file has told which are not. */
+static bool data_readable(const struct check *c)
+{
+    const struct spec *s = c->spec;
+
+    if (c->job->spec)
+        return true;
+    for (int i = 0; i < s->n_train + s->n_eval; i++)
+        if (access(i < s->n_train ? s->train[i].path : s->eval[i - s->n_train].path, R_OK) < 0)
+            return false;
+    return c->job->more.values_right;
+}
+
 /* Model, then tokenizer, then data: each needs the one before. */
 static void check_inputs(struct check *c)
 {
@@ -167,19 +183,20 @@ static void check_inputs(struct check *c)
     struct model_config config = {0};
     struct err err;
 
-    if (model_open(c->job->spec->model_dir, &model, &err) < 0) {
-        problem(c, err.text);
+    if (model_open(c->spec->model_dir, &model, &err) < 0) {
+        problem(c, "model_name_or_path", err.text);
     } else {
         config = model->config;
         json_object_set_new(c->o, "parameters", json_integer(model_parameters(&model->config)));
     }
     model_close(model);
-    if (tokenizer_open(c->job->spec->model_dir, &tok, &err) < 0)
-        problem(c, err.text);
-    if (tok && config.vocab > 0) {
-        if (dataset_open(c->job->spec, tok, (int32_t)config.vocab, &data, &err) < 0) {
-            problem(c, err.text);
-        } else {
+    if (tokenizer_open(c->spec->model_dir, &tok, &err) < 0)
+        problem(c, "model_name_or_path", err.text);
+    if (tok && config.vocab > 0 && data_readable(c)) {
+        if (dataset_open(c->spec, tok, (int32_t)config.vocab, &data, &err) < 0) {
+            (void)job_file_data_problem(c->job, c->spec, err.text);
+            c->others++;
+        } else if (c->job->spec) {
             set_data(c, data);
             set_plan(c, data, &config);
         }
@@ -237,15 +254,19 @@ int check_job(const struct job_args *a, struct job_file *job, char **ret_json, s
     const int r = job_file_read(a, job, err);
 
     if (r < 0 && r != -EINVAL) {
-        (void)job_file_problem(job, false, err->text);
+        (void)job_file_problem(job, NULL, false, err->text);
         *ret_json = finish(&c, false);
         return RUN_EXIT_USAGE;
     }
-    if (r == 0) {
+    c.spec = r == 0 ? job->spec : job->more.draft;
+    if (r == 0)
         set_spec(&c);
+    if (c.spec) {
         check_devices(&c);
-        check_folder(&c);
-        check_inputs(&c);
+        if (strcmp(c.spec->output_dir, "/") != 0)
+            check_folder(&c);
+        if (strcmp(c.spec->model_dir, "/") != 0)
+            check_inputs(&c);
     }
     *ret_json = finish(&c, r == 0 && c.others == 0 && !c.used_folder);
     if (r < 0 || c.others > 0)

@@ -57,33 +57,51 @@ static int write_all(int fd, const struct ckpt_save *s, struct err *err)
     return r < 0 ? err_set(err, r, "%s", strerror(-r)) : 0;
 }
 
-/* Steps of the checkpoints of this attempt, newest first. */
-static int newest_first(const void *a, const void *b)
+/* Renamed first: what is being removed must never look whole. A failure here costs room on
+ * the disk, not the run. */
+static void remove_one(const struct rundir *d, const struct ckpt_place *p)
 {
-    const int64_t x = *(const int64_t *)a, y = *(const int64_t *)b;
+    char folder[32], name[64], hidden[80];
+    int fd;
 
-    return x > y ? -1 : x < y;
+    snprintf(folder, sizeof folder, "attempts/%u", p->attempt);
+    snprintf(name, sizeof name, "checkpoint-%lld", (long long)p->step);
+    snprintf(hidden, sizeof hidden, ".%s.old", name);
+    fd = openat(d->fd, folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fd < 0)
+        return;
+    if (renameat(fd, name, fd, hidden) == 0)
+        (void)rundir_remove(fd, hidden);
+    close(fd);
 }
 
+/* The run's newest checkpoints stay, whichever attempt wrote them; the earlier attempts are
+ * gone (service.md 15). One beyond this step was passed over when this attempt began: it
+ * counts for nothing, and stays until its step comes again. */
 static void rotate(const struct ckpt_save *s)
 {
-    int64_t *steps = NULL;
+    struct ckpt_place *v = NULL;
     size_t n = 0;
-    char name[64], hidden[80];
+    int64_t kept = 0, last = -1;
+    char name[64];
 
-    if (s->keep <= 0 || ckpt_list(s->dir->attempt_fd, &steps, &n) < 0)
+    if (s->keep <= 0 || ckpt_list(s->dir->path, s->dir->attempt, &v, &n) < 0)
         return;
-    qsort(steps, n, sizeof *steps, newest_first);
-    /* Renamed first: what is being removed must never look whole. A failure here costs
-     * room on the disk, not the run. */
-    for (size_t i = (size_t)s->keep; i < n; i++) {
-        snprintf(name, sizeof name, "checkpoint-%lld", (long long)steps[i]);
-        snprintf(hidden, sizeof hidden, ".%s.old", name);
-        (void)unlinkat(s->dir->fd, name, 0);
-        if (renameat(s->dir->attempt_fd, name, s->dir->attempt_fd, hidden) == 0)
-            (void)rundir_remove(s->dir->attempt_fd, hidden);
+    for (size_t i = 0; i < n; i++) {
+        if (v[i].step > s->state->global_step)
+            continue;
+        if (v[i].step != last && kept < s->keep) {
+            kept++;
+            last = v[i].step;
+            continue;
+        }
+        if (v[i].step != last) { /* the link is that step's newest one's */
+            snprintf(name, sizeof name, "checkpoint-%lld", (long long)v[i].step);
+            (void)unlinkat(s->dir->fd, name, 0);
+        }
+        remove_one(s->dir, &v[i]);
     }
-    free(steps);
+    free(v);
 }
 
 int ckpt_save(const struct ckpt_save *s, struct err *err)

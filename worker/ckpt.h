@@ -43,7 +43,7 @@ struct ckpt_save {
     const struct spec *spec;
     const char *trainer_state; /* text of the file                                   */
     size_t trainer_state_bytes;
-    int64_t keep; /* this attempt's newest; 0: all                                   */
+    int64_t keep; /* the run's newest, of all attempts; 0: all                       */
 };
 
 /* Once per step and attempt. Returns 0; -ENOSPC, -EDQUOT and other I/O errors: the

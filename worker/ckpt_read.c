@@ -76,63 +76,18 @@ int ckpt_load(const char *dir, struct ckpt_state *state, float **ret_pmv, struct
     return load_tensors(dir, state, tensors, ret_pmv, err);
 }
 
-struct found {
-    int64_t step;
-    uint32_t attempt;
-};
-
-static int best_first(const void *a, const void *b)
-{
-    const struct found *x = a, *y = b;
-
-    if (x->step != y->step)
-        return x->step > y->step ? -1 : 1;
-    return x->attempt > y->attempt ? -1 : x->attempt < y->attempt;
-}
-
-static int add_attempt(const char *output_dir, uint32_t attempt, struct found **v, size_t *n)
-{
-    char path[PATH_MAX];
-    int64_t *steps = NULL;
-    size_t k = 0;
-    struct found *more;
-    int fd, r;
-
-    if (snprintf(path, sizeof path, "%s/attempts/%u", output_dir, attempt) >= (int)sizeof path)
-        return -ENAMETOOLONG;
-    fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (fd < 0)
-        return -errno;
-    r = ckpt_list(fd, &steps, &k);
-    close(fd);
-    if (r < 0)
-        return r;
-    more = realloc(*v, (*n + k + 1) * sizeof **v);
-    if (more != NULL) {
-        *v = more;
-        for (size_t i = 0; i < k; i++)
-            (*v)[(*n)++] = (struct found){steps[i], attempt};
-    }
-    free(steps);
-    return more != NULL ? 0 : -ENOMEM;
-}
-
 int ckpt_find(const char *output_dir, uint32_t attempt, struct ckpt_state *state, float **ret_pmv,
               char name[64], struct err *note, struct err *err)
 {
-    uint32_t *attempts = NULL;
-    struct found *v = NULL;
-    size_t n_attempts = 0, n = 0;
-    int r = rundir_attempts(output_dir, &attempts, &n_attempts), found = 0;
+    struct ckpt_place *v = NULL;
+    size_t n = 0;
+    int r = ckpt_list(output_dir, attempt - 1, &v, &n), found = 0;
 
     note->text[0] = 0;
-    for (size_t i = 0; r == 0 && i < n_attempts && attempts[i] < attempt; i++)
-        r = add_attempt(output_dir, attempts[i], &v, &n);
     if (r < 0)
-        err_set(err, r, "looking for checkpoints in %s/attempts: %s", output_dir, strerror(-r));
-    if (r == 0 && n > 0)
-        qsort(v, n, sizeof *v, best_first);
-    for (size_t i = 0; r == 0 && found == 0 && i < n; i++) {
+        return err_set(err, r, "looking for checkpoints in %s/attempts: %s", output_dir,
+                       strerror(-r));
+    for (size_t i = 0; found == 0 && i < n; i++) {
         char path[PATH_MAX];
         snprintf(name, 64, "attempts/%u/checkpoint-%lld", v[i].attempt, (long long)v[i].step);
         if (snprintf(path, sizeof path, "%s/%s", output_dir, name) >= (int)sizeof path)
@@ -146,8 +101,7 @@ int ckpt_find(const char *output_dir, uint32_t attempt, struct ckpt_state *state
         }
     }
     free(v);
-    free(attempts);
-    return r < 0 ? r : found;
+    return found;
 }
 
 int ckpt_fits(const struct ckpt_state *found, const struct ckpt_state *now, bool bitwise,

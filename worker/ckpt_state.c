@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <jansson.h>
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -176,33 +177,56 @@ static int64_t step_of(const char *name)
     return *end == 0 && errno == 0 ? v : -1;
 }
 
-int ckpt_list(int dir_fd, int64_t **ret, size_t *ret_n)
+static int add_attempt(const char *output_dir, uint32_t attempt, struct ckpt_place **v, size_t *n)
 {
-    const int fd = openat(dir_fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    DIR *dir = fd >= 0 ? fdopendir(fd) : NULL;
-    int64_t *v = NULL;
-    size_t n = 0;
+    char path[PATH_MAX];
 
-    if (dir == NULL) {
-        const int r = -errno;
-        if (fd >= 0)
-            close(fd);
-        return r;
-    }
+    if (snprintf(path, sizeof path, "%s/attempts/%u", output_dir, attempt) >= (int)sizeof path)
+        return -ENAMETOOLONG;
+    DIR *dir = opendir(path);
+    if (dir == NULL)
+        return -errno;
     for (const struct dirent *e; (e = readdir(dir)) != NULL;) {
         const int64_t step = step_of(e->d_name);
-        int64_t *more = step >= 0 ? realloc(v, (n + 1) * sizeof *v) : v;
+        struct ckpt_place *more = step >= 0 ? realloc(*v, (*n + 1) * sizeof **v) : *v;
         if (step < 0)
             continue;
         if (more == NULL) {
-            free(v);
             closedir(dir);
             return -ENOMEM;
         }
-        v = more;
-        v[n++] = step;
+        *v = more;
+        more[(*n)++] = (struct ckpt_place){step, attempt};
     }
     closedir(dir);
+    return 0;
+}
+
+static int best_first(const void *a, const void *b)
+{
+    const struct ckpt_place *x = a, *y = b;
+
+    if (x->step != y->step)
+        return x->step > y->step ? -1 : 1;
+    return x->attempt > y->attempt ? -1 : x->attempt < y->attempt;
+}
+
+int ckpt_list(const char *output_dir, uint32_t last, struct ckpt_place **ret, size_t *ret_n)
+{
+    uint32_t *attempts = NULL;
+    struct ckpt_place *v = NULL;
+    size_t n_attempts = 0, n = 0;
+    int r = rundir_attempts(output_dir, &attempts, &n_attempts);
+
+    for (size_t i = 0; r == 0 && i < n_attempts && attempts[i] <= last; i++)
+        r = add_attempt(output_dir, attempts[i], &v, &n);
+    free(attempts);
+    if (r < 0) {
+        free(v);
+        return r;
+    }
+    if (n > 0)
+        qsort(v, n, sizeof *v, best_first);
     *ret = v;
     *ret_n = n;
     return 0;

@@ -14,7 +14,13 @@ void ckpt_state_print(const struct ckpt_state *s, const uint8_t tensors[32], str
 /* -EBADMSG: not whole, or not by this program. */
 int ckpt_state_parse(const char *text, size_t bytes, struct ckpt_state *ret, uint8_t tensors[32]);
 
-/* The S of every checkpoint-S in a folder; malloc'ed. */
-int ckpt_list(int dir_fd, int64_t **ret, size_t *ret_n);
+struct ckpt_place {
+    int64_t step;
+    uint32_t attempt;
+};
+
+/* Every checkpoint-S of the attempts up to `last`, the highest step first and of one step
+ * the latest attempt's; malloc'ed. */
+int ckpt_list(const char *output_dir, uint32_t last, struct ckpt_place **ret, size_t *ret_n);
 
 #endif

@@ -74,7 +74,8 @@ int job_file_read(const struct job_args *a, struct job_file *ret, struct err *er
                                    .base_dir = a->base ? a->base : folder,
                                    .output_base = here,
                                    .sets = a->sets,
-                                   .n_sets = a->n_sets};
+                                   .n_sets = a->n_sets,
+                                   .more = &ret->more};
     r = spec_read(text, bytes, &o, &ret->spec, &ret->user, &ret->resolved, &ret->problems);
     free(text);
     return r < 0 && r != -EINVAL ? err_set(err, r, "%s: %s", o.file, strerror(-r)) : r;
@@ -86,18 +87,39 @@ void job_file_free(struct job_file *j)
     free(j->user);
     free(j->resolved);
     spec_problems_free(&j->problems);
+    spec_more_fini(&j->more);
     memset(j, 0, sizeof *j);
 }
 
-int job_file_problem(struct job_file *j, bool warning, const char *text)
+int job_file_problem(struct job_file *j, const char *key, bool warning, const char *text)
 {
     struct spec_problem *v = realloc(j->problems.v, (j->problems.n + 1) * sizeof *v);
 
     if (!v)
         return -ENOMEM;
     j->problems.v = v;
-    v[j->problems.n] = (struct spec_problem){.warning = warning};
+    v[j->problems.n] = (struct spec_problem){.line = key ? spec_lines_find(&j->more.lines, key) : 0,
+                                             .warning = warning};
     snprintf(v[j->problems.n].text, sizeof v[0].text, "%s", text);
     j->problems.n++;
+    spec_problems_sort(&j->problems);
     return 0;
+}
+
+int job_file_data_problem(struct job_file *j, const struct spec *spec, const char *text)
+{
+    char key[32] = "";
+
+    for (int i = 0; i < spec->n_train + spec->n_eval; i++) {
+        const bool eval = i >= spec->n_train;
+        const int at = eval ? i - spec->n_train : i;
+        const char *path = eval ? spec->eval[at].path : spec->train[at].path;
+        if (!path || strncmp(text, path, strlen(path)) != 0)
+            continue;
+        (void)snprintf(key, sizeof key, "%s.%d.path", eval ? "eval" : "train", at);
+        break;
+    }
+    if (!key[0] && strncmp(text, spec->model_dir, strlen(spec->model_dir)) == 0)
+        (void)snprintf(key, sizeof key, "model_name_or_path");
+    return job_file_problem(j, key[0] ? key : NULL, false, text);
 }

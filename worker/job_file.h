@@ -19,6 +19,7 @@ struct job_file {
     struct spec *spec; /* NULL when there are problems                              */
     char *user, *resolved;
     struct spec_problems problems;
+    struct spec_more more;
 };
 
 /* 0; -EINVAL: see ret->problems; other: the file cannot be read, err says why. ret is to
@@ -26,7 +27,10 @@ struct job_file {
 int job_file_read(const struct job_args *a, struct job_file *ret, struct err *err);
 void job_file_free(struct job_file *j);
 
-/* Adds a problem that is no line's. */
-int job_file_problem(struct job_file *j, bool warning, const char *text);
+/* Adds a problem of what stands under `key` ("train.0.path"; NULL: of nothing there),
+ * at its line. The problems stay in the order of their lines. */
+int job_file_problem(struct job_file *j, const char *key, bool warning, const char *text);
+/* The same of what reading the data says: at the source that it names. */
+int job_file_data_problem(struct job_file *j, const struct spec *spec, const char *text);
 
 #endif

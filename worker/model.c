@@ -4,17 +4,15 @@
 
 #include <dirent.h>
 #include <errno.h>
-#include <fcntl.h>
 #include <jansson.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 #include "proto/limit.h"
 #include "proto/sha256.h"
+#include "worker/model_file.h"
 #include "worker/safetensors.h"
 
 enum { MODEL_CONFIG_BYTES = 1 << 20 };
@@ -248,43 +246,6 @@ static int config_read(struct reading *c, struct model_config *m)
     return 0;
 }
 
-/* The whole of a small file. */
-static int slurp(const char *path, char **ret, size_t *ret_bytes, struct err *err)
-{
-    struct stat st;
-    char *text = NULL;
-    size_t n = 0;
-    int r = 0;
-
-    const int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-    if (fd < 0)
-        return err_set(err, -errno, "%s: %s", path, strerror(errno));
-    if (fstat(fd, &st) < 0)
-        r = err_set(err, -errno, "%s: %s", path, strerror(errno));
-    else if (!S_ISREG(st.st_mode) || st.st_size > MODEL_CONFIG_BYTES)
-        r = err_set(err, -EINVAL, "%s: not a regular file of at most 1 MiB", path);
-    else if (!(text = malloc(MODEL_CONFIG_BYTES)))
-        r = err_set(err, -ENOMEM, "%s: out of memory", path);
-    while (r == 0 && n < MODEL_CONFIG_BYTES) {
-        const ssize_t got = read(fd, text + n, MODEL_CONFIG_BYTES - n);
-        if (got < 0 && errno == EINTR)
-            continue;
-        if (got < 0)
-            r = err_set(err, -errno, "%s: %s", path, strerror(errno));
-        if (got <= 0)
-            break;
-        n += (size_t)got;
-    }
-    close(fd);
-    if (r < 0) {
-        free(text);
-        return r;
-    }
-    *ret = text;
-    *ret_bytes = n;
-    return 0;
-}
-
 static int config_load(const char *dir, struct model_config *ret, bool *ret_has_dtype,
                        struct sha256 *digest, struct err *err)
 {
@@ -295,7 +256,7 @@ static int config_load(const char *dir, struct model_config *ret, bool *ret_has_
 
     if (snprintf(path, sizeof path, "%s/config.json", dir) >= (int)sizeof path)
         return err_set(err, -ENAMETOOLONG, "%.200s...: the path is too long", dir);
-    int r = slurp(path, &text, &bytes, err);
+    int r = model_file_read(dir, "config.json", MODEL_CONFIG_BYTES, &text, &bytes, err);
     if (r < 0)
         return r;
     c.root = json_loadb(text, bytes, JSON_REJECT_DUPLICATES, &why);

@@ -10,6 +10,7 @@
 
 #include "proto/atomic_file.h"
 #include "worker/history.h"
+#include "worker/model_file.h"
 
 enum { TOKENIZER_FILE_MOST = 256 << 20 };
 
@@ -46,27 +47,21 @@ static int put_text(const struct publish *p, const char *name, struct text_out *
 static int copy_tokenizer(const struct publish *p, struct err *err)
 {
     const char *from = p->spec->model_dir;
-    const int fd = open(from, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     int r = 0;
 
-    if (fd < 0)
-        return err_set(err, -errno, "%s: %s", from, strerror(errno));
     for (size_t i = 0; r == 0 && i < sizeof tokenizer_files / sizeof tokenizer_files[0]; i++) {
         char *text = NULL;
         size_t bytes = 0;
 
-        r = rundir_read(fd, tokenizer_files[i], TOKENIZER_FILE_MOST, &text, &bytes);
+        r = model_file_read(from, tokenizer_files[i], TOKENIZER_FILE_MOST, &text, &bytes, err);
         if (r == -ENOENT) {
             r = 0;
             continue;
         }
-        if (r < 0)
-            err_set(err, r, "%s/%s: %s", from, tokenizer_files[i], strerror(-r));
-        else
+        if (r == 0)
             r = put(p, tokenizer_files[i], text, bytes, err);
         free(text);
     }
-    close(fd);
     return r;
 }
 

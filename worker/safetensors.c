@@ -17,6 +17,7 @@
 
 #include "proto/limit.h"
 #include "proto/sha256.h"
+#include "worker/model_file.h"
 
 enum { SAFETENSORS_SHARDS = 4096, SAFETENSORS_INDEX_BYTES = 64 << 20 };
 
@@ -266,15 +267,12 @@ static int file_check(struct file *f, struct err *err)
     return 0;
 }
 
-static int file_map(struct file *f, struct err *err)
+/* Takes fd. */
+static int file_map(struct file *f, int fd, struct err *err)
 {
     struct stat st;
     int r = 0;
 
-    /* Not to hang on a fifo that has the name of a model. */
-    const int fd = open(f->name, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-    if (fd < 0)
-        return err_set(err, -errno, "%s: %s", f->name, strerror(errno));
     if (fstat(fd, &st) < 0)
         r = err_set(err, -errno, "%s: %s", f->name, strerror(errno));
     else if (!S_ISREG(st.st_mode))
@@ -336,14 +334,17 @@ int safetensors_parse(const void *image, size_t bytes, const char *name, struct 
     return r < 0 ? err_set(err, r, "%s: out of memory", name) : 0;
 }
 
-int safetensors_open(const char *path, struct safetensors **ret, struct err *err)
+/* Takes fd. */
+static int open_one(const char *path, int fd, struct safetensors **ret, struct err *err)
 {
     struct file f = {.name = strdup(path)};
     int r;
 
-    if (!f.name)
+    if (!f.name) {
+        close(fd);
         return err_set(err, -ENOMEM, "%s: out of memory", path);
-    r = file_map(&f, err);
+    }
+    r = file_map(&f, fd, err);
     if (r == 0)
         r = file_check(&f, err);
     if (r < 0) {
@@ -353,6 +354,18 @@ int safetensors_open(const char *path, struct safetensors **ret, struct err *err
     r = set_of_one(&f, ret);
     return r < 0 ? err_set(err, r, "%s: out of memory", path) : 0;
 }
+
+int safetensors_open(const char *path, struct safetensors **ret, struct err *err)
+{
+    /* Not to hang on a fifo. */
+    const int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+
+    if (fd < 0)
+        return err_set(err, -errno, "%s: %s", path, strerror(errno));
+    return open_one(path, fd, ret, err);
+}
+
+static const char INDEX[] = "model.safetensors.index.json";
 
 /* A shard's name is a file of this very folder. */
 static bool shard_name_ok(const char *name)
@@ -365,7 +378,7 @@ static int shard_get(struct safetensors *s, const char *dir, const char *name, s
                      struct err *err)
 {
     struct file f = {0};
-    int r;
+    int fd, r;
 
     if (asprintf(&f.name, "%s/%s", dir, name) < 0)
         return err_set(err, -ENOMEM, "%s: out of memory", name);
@@ -379,12 +392,14 @@ static int shard_get(struct safetensors *s, const char *dir, const char *name, s
     if (s->n_files == SAFETENSORS_SHARDS)
         r = err_set(err, -EINVAL, "%s: more than %d shards", dir, SAFETENSORS_SHARDS);
     else
-        r = file_map(&f, err);
+        r = model_file_open(dir, name, &fd, err);
+    if (r == 0)
+        r = file_map(&f, fd, err);
     if (r == 0)
         r = file_check(&f, err);
     if (r < 0) {
         file_fini(&f);
-        return r;
+        return r == -ENOENT ? -EINVAL : r; /* the index promised it */
     }
     qsort(f.tensors, f.n, sizeof *f.tensors, by_name); /* copies are freed, not looked up */
     s->files[s->n_files] = f;
@@ -392,8 +407,7 @@ static int shard_get(struct safetensors *s, const char *dir, const char *name, s
     return 0;
 }
 
-static int index_read(struct safetensors *s, const char *dir, const json_t *map, const char *index,
-                      struct err *err)
+static int index_read(struct safetensors *s, const char *dir, const json_t *map, struct err *err)
 {
     const char *key;
     json_t *v;
@@ -403,9 +417,10 @@ static int index_read(struct safetensors *s, const char *dir, const json_t *map,
         struct file *f = NULL;
         const char *shard = json_string_value(v);
         if (!shard_name_ok(shard))
-            return err_set(err, -EINVAL,
-                           "%s: weight_map of \"%.200s\" is not the name of a file in the folder",
-                           index, key);
+            return err_set(
+                err, -EINVAL,
+                "%s/%s: weight_map of \"%.200s\" is not the name of a file in the folder", dir,
+                INDEX, key);
         int r = shard_get(s, dir, shard, &f, err);
         if (r < 0)
             return r;
@@ -414,40 +429,40 @@ static int index_read(struct safetensors *s, const char *dir, const json_t *map,
             bsearch(&want, f->tensors, f->n, sizeof *f->tensors, by_name);
         if (!t)
             return err_set(err, -EINVAL, "%s: has no tensor \"%.200s\", which %s says it holds",
-                           f->name, key, index);
+                           f->name, key, INDEX);
         s->tensors[s->n++] = *t;
     }
     qsort(s->tensors, s->n, sizeof *s->tensors, by_name);
     return 0;
 }
 
-static int index_load(const char *path, json_t **ret, struct err *err)
+static int index_load(const char *dir, json_t **ret, struct err *err)
 {
     json_error_t why;
-    struct stat st;
+    char *text = NULL;
+    size_t bytes = 0;
+    const int r = model_file_read(dir, INDEX, SAFETENSORS_INDEX_BYTES, &text, &bytes, err);
 
-    if (stat(path, &st) < 0)
-        return err_set(err, -errno, "%s: %s", path, strerror(errno));
-    if (!S_ISREG(st.st_mode) || st.st_size > SAFETENSORS_INDEX_BYTES)
-        return err_set(err, -EINVAL, "%s: not a regular file of at most 64 MiB", path);
-    json_t *j = json_load_file(path, JSON_REJECT_DUPLICATES, &why);
+    if (r < 0)
+        return r;
+    json_t *j = json_loadb(text, bytes, JSON_REJECT_DUPLICATES, &why);
+    free(text);
     if (!j)
-        return err_set(err, -EINVAL, "%s:%d: %s", path, why.line, why.text);
+        return err_set(err, -EINVAL, "%s/%s:%d: %s", dir, INDEX, why.line, why.text);
     if (!json_is_object(json_object_get(j, "weight_map"))) {
         json_decref(j);
-        return err_set(err, -EINVAL, "%s: has no weight_map object", path);
+        return err_set(err, -EINVAL, "%s/%s: has no weight_map object", dir, INDEX);
     }
     *ret = j;
     return 0;
 }
 
-static int sharded_open(const char *dir, const char *index, struct safetensors **ret,
-                        struct err *err)
+static int sharded_open(const char *dir, struct safetensors **ret, struct err *err)
 {
     struct safetensors *s = NULL;
     json_t *j = NULL;
 
-    int r = index_load(index, &j, err);
+    int r = index_load(dir, &j, err);
     if (r < 0)
         return r;
     const json_t *map = json_object_get(j, "weight_map");
@@ -460,7 +475,7 @@ static int sharded_open(const char *dir, const char *index, struct safetensors *
     if (!s || !s->files || !s->tensors)
         r = err_set(err, -ENOMEM, "%s: out of memory", dir);
     else
-        r = index_read(s, dir, map, index, err);
+        r = index_read(s, dir, map, err);
     json_decref(j);
     if (r < 0) {
         safetensors_close(s);
@@ -473,17 +488,17 @@ static int sharded_open(const char *dir, const char *index, struct safetensors *
 int safetensors_open_folder(const char *dir, struct safetensors **ret, struct err *err)
 {
     char path[LIMIT_PATH];
+    int fd, r;
 
-    if (snprintf(path, sizeof path, "%s/model.safetensors.index.json", dir) >= (int)sizeof path)
+    if (snprintf(path, sizeof path, "%s/model.safetensors", dir) >= (int)sizeof path)
         return err_set(err, -ENAMETOOLONG, "%.200s...: the path is too long", dir);
-    const bool index = access(path, F_OK) == 0;
-    (void)snprintf(path, sizeof path, "%s/model.safetensors", dir);
-    if (access(path, F_OK) == 0)
-        return safetensors_open(path, ret, err);
-    if (!index)
-        return err_set(err, -ENOENT, "%s: has no model.safetensors", dir);
-    (void)snprintf(path, sizeof path, "%s/model.safetensors.index.json", dir);
-    return sharded_open(dir, path, ret, err);
+    r = model_file_open(dir, "model.safetensors", &fd, err);
+    if (r == 0)
+        return open_one(path, fd, ret, err);
+    if (r != -ENOENT)
+        return r;
+    r = sharded_open(dir, ret, err);
+    return r == -ENOENT ? err_set(err, r, "%s: has no model.safetensors", dir) : r;
 }
 
 void safetensors_close(struct safetensors *s)

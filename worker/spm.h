@@ -12,8 +12,8 @@ extern "C" {
 
 struct spm;
 
-/* NULL: message says why. */
-struct spm *spm_open(const char *path, char *message, size_t size);
+/* The bytes of a tokenizer.model. NULL: message says why. */
+struct spm *spm_parse(const void *bytes, size_t n, char *message, size_t size);
 void spm_close(struct spm *s);
 
 int32_t spm_vocab(const struct spm *s);

@@ -17,12 +17,13 @@ struct spm {
     sentencepiece::SentencePieceProcessor p;
 };
 
-struct spm *spm_open(const char *path, char *message, size_t size)
+struct spm *spm_parse(const void *bytes, size_t n, char *message, size_t size)
 {
     struct spm *s = nullptr;
     try {
         s = new spm;
-        const auto status = s->p.Load(path);
+        const auto status =
+            s->p.LoadFromSerializedProto(std::string_view(static_cast<const char *>(bytes), n));
         if (status.ok())
             return s;
         (void)snprintf(message, size, "%s", status.message());

@@ -214,8 +214,8 @@ static void say_adapter(const struct standalone *s)
 static int tell_end(const struct standalone *s, const struct gang_exit *e, struct err *err)
 {
     if (e->first_rank < 0 && e->signal == 0 && e->code == RUN_EXIT_DONE) {
-        say(s, "done: %lld steps in %.1f s, at most %.2f GB per rank", (long long)e->step,
-            e->wall_s, (double)e->peak_rss_kb * 1024 / 1e9);
+        say(s, "done: %lld step%s in %.1f s, at most %.2f GB per rank", (long long)e->step,
+            e->step == 1 ? "" : "s", e->wall_s, (double)e->peak_rss_kb * 1024 / 1e9);
         say_adapter(s);
         return RUN_EXIT_DONE;
     }

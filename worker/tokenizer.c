@@ -2,15 +2,12 @@
 #include "worker/tokenizer.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <jansson.h>
-#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
+#include "worker/model_file.h"
 #include "worker/spm.h"
 #include "worker/text.h"
 #include "worker/tokenizer_added.h"
@@ -38,40 +35,19 @@ struct files {
 
 /* ---- files ---- */
 
+/* -ENOENT says nothing: most files may be missing. */
 static int read_file(const char *dir, const char *name, struct text *out, struct err *err)
 {
-    char path[PATH_MAX];
-    struct stat st;
-    int r = 0;
+    struct err why;
+    char *s = NULL;
+    size_t n = 0;
+    const int r = model_file_read(dir, name, MAX_FILE_BYTES, &s, &n, &why);
 
-    if (snprintf(path, sizeof path, "%s/%s", dir, name) >= (int)sizeof path)
-        return err_set(err, -ENAMETOOLONG, "%s/%s: the path is too long", dir, name);
-    const int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-    if (fd < 0 && errno == ENOENT)
-        return -ENOENT;
-    if (fd < 0)
-        return err_set(err, -errno, "%s: %s", path, strerror(errno));
-    if (fstat(fd, &st) || !S_ISREG(st.st_mode) || st.st_size > MAX_FILE_BYTES)
-        r = err_set(err, -EINVAL, "%s: not a file of at most %d MB", path, MAX_FILE_BYTES >> 20);
-    while (!r) {
-        if (text_reserve(out, (size_t)st.st_size + 1)) {
-            r = -ENOMEM;
-            break;
-        }
-        const ssize_t n = read(fd, out->s + out->n, out->cap - out->n - 1);
-        if (n < 0 && errno != EINTR)
-            r = err_set(err, -errno, "%s: %s", path, strerror(errno));
-        if (n == 0)
-            break;
-        if (n > 0)
-            out->n += (size_t)n;
-        if (out->n > MAX_FILE_BYTES)
-            r = err_set(err, -EINVAL, "%s: grew while it was read", path);
-    }
-    if (!r)
-        r = text_add(out, "", 0);
-    close(fd);
-    return r;
+    if (r < 0)
+        return r == -ENOENT ? r : err_set(err, r, "%s", why.text);
+    text_free(out);
+    *out = (struct text){.s = s, .n = n, .cap = n + 1};
+    return 0;
 }
 
 static int parse_json(const char *dir, const char *name, const struct text *text, size_t flags,
@@ -253,7 +229,7 @@ static int open_files(struct tokenizer *t, const char *dir, struct err *err)
 {
     struct text text = {0};
     json_t *root = NULL;
-    char path[PATH_MAX], message[256] = "";
+    char message[256] = "";
 
     int r = read_file(dir, "tokenizer.json", &text, err);
     if (!r)
@@ -269,13 +245,17 @@ static int open_files(struct tokenizer *t, const char *dir, struct err *err)
         t->vocab = r ? 0 : tokenizer_json_end(t->json);
         return r;
     }
-    if (snprintf(path, sizeof path, "%s/tokenizer.model", dir) >= (int)sizeof path)
-        return err_set(err, -ENAMETOOLONG, "%s: the path is too long", dir);
-    if (access(path, F_OK))
-        return err_set(err, -ENOENT, "%s: there is no tokenizer.json and no tokenizer.model", dir);
-    t->spm = spm_open(path, message, sizeof message);
+    r = read_file(dir, "tokenizer.model", &text, err);
+    if (r == -ENOENT)
+        return err_set(err, r, "%s: there is no tokenizer.json and no tokenizer.model", dir);
+    if (r == 0)
+        t->spm = spm_parse(text.s, text.n, message, sizeof message);
+    text_free(&text);
+    if (r < 0)
+        return r;
     if (!t->spm)
-        return err_set(err, -EINVAL, "%s: no SentencePiece model: %s", path, message);
+        return err_set(err, -EINVAL, "%s/tokenizer.model: no SentencePiece model: %s", dir,
+                       message);
     t->vocab = spm_vocab(t->spm);
     return 0;
 }

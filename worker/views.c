@@ -52,7 +52,7 @@ static int begin(const struct job_args *a, struct job_file *job, char **ret_json
     if (r == 0)
         return 0;
     if (r != -EINVAL)
-        (void)job_file_problem(job, false, err.text);
+        (void)job_file_problem(job, NULL, false, err.text);
     *ret_json = finish(json_object(), job, false);
     return r == -EINVAL ? RUN_EXIT_ERROR : RUN_EXIT_USAGE;
 }
@@ -166,7 +166,7 @@ int views_data(const struct job_args *a, int64_t show, char **ret_json)
         return r;
     r = read_data(job.spec, show, &o, &err);
     if (r < 0)
-        (void)job_file_problem(&job, false, err.text);
+        (void)job_file_data_problem(&job, job.spec, err.text);
     *ret_json = finish(o ? o : json_object(), &job, r == 0);
     return r == 0 ? RUN_EXIT_DONE : RUN_EXIT_ERROR;
 }
@@ -224,7 +224,7 @@ int views_try(const struct job_args *a, char **ret_json)
     r = try_run(job.spec, backend && *backend ? backend : "cpu",
                 host_threads(job.spec->threads_per_device, job.spec->devices), &result, &err);
     if (r < 0)
-        (void)job_file_problem(&job, false, err.text);
+        (void)job_file_data_problem(&job, job.spec, err.text);
     json_t *o = r == 0 ? try_document(job.spec, &result) : json_object();
     *ret_json = finish(o, &job, r == 0);
     return r == 0 ? RUN_EXIT_DONE : r == -ENOMEM ? RUN_EXIT_OOM : RUN_EXIT_ERROR;

@@ -271,6 +271,31 @@ static void limit_keeps_the_newest(void **state)
     assert_false(is_there(w, "attempts/1/.checkpoint-3.old"));
 }
 
+/* save_total_limit is the run's, not the attempt's. */
+static void limit_counts_all_attempts(void **state)
+{
+    struct world *w = *state;
+
+    for (int64_t s = 1; s <= 3; s++)
+        save(w, 1, s, 0);
+    make_attempt(w, 2); /* went on from 2: 3 could not be read */
+    save(w, 2, 3, 3);
+    assert_true(is_there(w, "checkpoint-3/state.json") && is_there(w, "checkpoint-1"));
+    assert_false(is_there(w, "attempts/1/checkpoint-3"));
+    save(w, 2, 4, 2);
+    assert_true(is_there(w, "checkpoint-4/state.json") && is_there(w, "checkpoint-3/state.json"));
+    assert_false(is_there(w, "checkpoint-2") || is_there(w, "checkpoint-1"));
+    assert_false(is_there(w, "attempts/1/checkpoint-2"));
+    assert_false(is_there(w, "attempts/1/checkpoint-1"));
+    make_attempt(w, 3); /* went on from 3 */
+    save(w, 3, 3, 1);
+    assert_true(is_there(w, "checkpoint-3") && is_there(w, "attempts/2/checkpoint-4"));
+    assert_false(is_there(w, "attempts/2/checkpoint-3"));
+    save(w, 3, 4, 1);
+    assert_true(is_there(w, "checkpoint-4/state.json"));
+    assert_false(is_there(w, "attempts/2/checkpoint-4") || is_there(w, "checkpoint-3"));
+}
+
 static void later_attempt_fences(void **state)
 {
     struct world *w = *state;
@@ -451,11 +476,12 @@ static void trainer_state_is_json(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        TEST(comes_back_to_the_bit),        TEST(torn_files_are_not_taken),
-        TEST(newest_of_all_attempts),       TEST(limit_keeps_the_newest),
-        TEST(later_attempt_fences),         TEST(failed_write_keeps_the_old_one),
-        TEST(link_never_replaces_a_folder), TEST(other_runs_do_not_fit),
-        TEST(one_history_of_many_attempts), TEST(trainer_state_is_json),
+        TEST(comes_back_to_the_bit),          TEST(torn_files_are_not_taken),
+        TEST(newest_of_all_attempts),         TEST(limit_keeps_the_newest),
+        TEST(limit_counts_all_attempts),      TEST(later_attempt_fences),
+        TEST(failed_write_keeps_the_old_one), TEST(link_never_replaces_a_folder),
+        TEST(other_runs_do_not_fit),          TEST(one_history_of_many_attempts),
+        TEST(trainer_state_is_json),
     };
 
     return cmocka_run_group_tests_name("ckpt", tests, NULL, NULL);

@@ -10,6 +10,9 @@
 #include <unistd.h>
 
 #include "kernels.h"
+#include "library.h"
+
+#define KN_CUBLASLT "libcublasLt.so.13" /* what CUDA 13 calls it */
 
 enum { OPENED_MAX = 8 };
 
@@ -17,6 +20,7 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static struct {
     char name[16];
     const struct kn_ops *ops;
+    void *module;
 } opened[OPENED_MAX];
 static int n_opened;
 
@@ -90,7 +94,18 @@ static void wait_briefly(void)
         setenv("GOMP_SPINCOUNT", "4000", 0);
 }
 
-static int open_module(const char *name, const struct kn_ops **ret_ops, char *why, size_t why_size)
+/* The cuda module is linked against cuBLASLt; where the system's loader does not look for
+ * that, it is opened first, and the module's need is met by its name. */
+static void open_needed(const char *name)
+{
+    char program[PATH_MAX];
+
+    if (strcmp(name, "cuda") == 0)
+        (void)library_find(KN_CUBLASLT, program_folder(program, sizeof program) ? NULL : program);
+}
+
+static int open_module(const char *name, const struct kn_ops **ret_ops, void **ret_module,
+                       char *why, size_t why_size)
 {
     const struct kn_ops *(*table)(int abi);
     const struct kn_ops *ops;
@@ -103,6 +118,7 @@ static int open_module(const char *name, const struct kn_ops **ret_ops, char *wh
                        "nor in ../lib/alignd; ALIGND_KERNELS names another folder",
                        name, name);
     wait_briefly();
+    open_needed(name);
     module = dlopen(path, RTLD_NOW | RTLD_LOCAL);
     if (!module)
         return explain(why, why_size, -ENOTSUP, "this host cannot run the backend \"%s\": %s", name,
@@ -116,12 +132,14 @@ static int open_module(const char *name, const struct kn_ops **ret_ops, char *wh
                        "%s belongs to another version of alignd: it does not speak ABI %d", path,
                        KN_ABI);
     }
+    *ret_module = module;
     *ret_ops = ops; /* never unloaded: threads of its runtime may still exist */
     return 0;
 }
 
 int kn_backend(const char *name, const struct kn_ops **ret_ops, char *why, size_t why_size)
 {
+    void *module = NULL;
     int r = 0, i;
 
     if (!name_ok(name))
@@ -133,12 +151,30 @@ int kn_backend(const char *name, const struct kn_ops **ret_ops, char *why, size_
     if (i < n_opened) {
         *ret_ops = opened[i].ops;
     } else {
-        r = open_module(name, ret_ops, why, why_size);
+        r = open_module(name, ret_ops, &module, why, why_size);
         if (r == 0 && n_opened < OPENED_MAX) {
             snprintf(opened[n_opened].name, sizeof opened[0].name, "%s", name);
+            opened[n_opened].module = module;
             opened[n_opened++].ops = *ret_ops;
         }
     }
     pthread_mutex_unlock(&lock);
     return r;
+}
+
+void *kn_symbol(const struct kn_ops *ops, const char *soname, const char *symbol)
+{
+    char program[PATH_MAX];
+    void *library, *found = NULL;
+
+    pthread_mutex_lock(&lock);
+    for (int i = 0; i < n_opened && !found; i++)
+        if (opened[i].ops == ops)
+            found = dlsym(opened[i].module, symbol);
+    if (!found) {
+        library = library_find(soname, program_folder(program, sizeof program) ? NULL : program);
+        found = library ? dlsym(library, symbol) : NULL;
+    }
+    pthread_mutex_unlock(&lock);
+    return found;
 }

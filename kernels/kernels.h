@@ -45,7 +45,7 @@
 extern "C" {
 #endif
 
-enum { KN_NO_LORA = -1, KN_LD = 64, KN_PARTS_MAX = 3, KN_UUID = 64, KN_ABI = 2 };
+enum { KN_NO_LORA = -1, KN_LD = 64, KN_PARTS_MAX = 3, KN_UUID = 64, KN_ABI = 3 };
 
 struct kn_ctx;    /* a device and one ordered stream of work; opaque           */
 struct kn_weight; /* a frozen matrix in the backend's own form; opaque         */
@@ -404,6 +404,11 @@ struct kn_ops {
     int (*copy)(struct kn_ctx *ctx, void *dst, const void *src, size_t bytes, enum kn_dir dir);
     int (*zero)(struct kn_ctx *ctx, void *dst, size_t bytes);
     int (*sync)(struct kn_ctx *ctx); /* the first failure since the last sync */
+    /* Whether what was queued is complete, without waiting: 1, 0: not yet, or as sync. */
+    int (*poll)(struct kn_ctx *ctx);
+    /* The device's own handle of the stream (a cudaStream_t), for a library that queues
+     * work between ours (collectives); NULL on a CPU. */
+    void *(*stream)(struct kn_ctx *ctx);
 
     /* Copies, quantises, packs; the caller may free its data afterwards. The
      * handle dies before its context. */
@@ -443,6 +448,12 @@ struct kn_ops {
  * `why` receives a sentence when the result is -ENOENT (not in this build) or
  * -ENOTSUP (this host cannot run it). Thread-safe. */
 int kn_backend(const char *name, const struct kn_ops **ret_ops, char *why, size_t why_size);
+
+/* A function of another library that belongs to an open backend: of the module itself
+ * (the simulation's twins), else of shared library `soname`, looked for by the system's
+ * loader, beside the program and its modules, and where CUDA's packages put it (CUDA_HOME,
+ * /usr/local/cuda, Python's nvidia wheels). NULL: there is none. The library stays open. */
+void *kn_symbol(const struct kn_ops *ops, const char *soname, const char *symbol);
 
 #ifdef __cplusplus
 }

@@ -17,29 +17,14 @@ struct coll {
     struct err why;
     char *scratch; /* our shard as the other ranks brought it                     */
     size_t scratch_bytes;
+    struct coll_opts opts; /* as given; store points to the copy beside it          */
+    struct coll_store store;
+    struct coll_device *device; /* NULL: not attached                              */
 };
 
-/* A shard [begin, end) of n elements: whole cache lines of floats, the last ones shorter. */
-struct shard {
-    size_t begin, end;
-};
-
-static struct shard shard_of(size_t n, uint32_t ranks, uint32_t r)
-{
-    const size_t each = ((n + ranks - 1) / ranks + 15) / 16 * 16;
-    const size_t begin = each * r < n ? each * r : n;
-    return (struct shard){begin, begin + each < n ? begin + each : n};
-}
-
-static size_t shard_len(struct shard s)
+static size_t shard_len(struct coll_shard s)
 {
     return s.end - s.begin;
-}
-
-static void piece_add(struct coll_piece *v, int *n, uint32_t peer, void *data, size_t bytes)
-{
-    if (bytes > 0)
-        v[(*n)++] = (struct coll_piece){peer, data, bytes};
 }
 
 static int coll_fail(struct coll *c, int r, struct err *err)
@@ -81,14 +66,19 @@ int coll_open(const struct coll_opts *o, struct coll **ret, struct err *err)
     c->rank = o->rank;
     c->ranks = o->ranks;
     c->timeout_ms = o->timeout_ms;
+    c->opts = *o;
+    if (o->store) {
+        c->store = *o->store;
+        c->opts.store = &c->store;
+    }
     if (o->ranks == 1)
         r = 0;
     else if (strcmp(o->backend, "local") == 0)
         r = coll_local_open(o, &c->impl, &c->self, err);
-    else if (strcmp(o->backend, "gloo") == 0)
+    else if (strcmp(o->backend, "gloo") == 0 || strcmp(o->backend, "nccl") == 0)
         r = coll_gloo_open(o, &c->impl, &c->self, err);
     else
-        r = err_set(err, -ENOTSUP, "this build has no collectives called \"%s\" (gloo, local)",
+        r = err_set(err, -ENOTSUP, "this build has no collectives called \"%s\" (gloo, nccl)",
                     o->backend);
     if (r < 0) {
         free(c);
@@ -102,6 +92,7 @@ void coll_close(struct coll *c)
 {
     if (!c)
         return;
+    coll_detach(c);
     if (c->impl)
         c->impl->close(c->self);
     free(c->scratch);
@@ -124,7 +115,7 @@ static int sum_reduce(struct coll *c, float *f, size_t nf, double *d, size_t nd,
 {
     struct coll_piece send[2 * LIMIT_RANKS], recv[2 * LIMIT_RANKS];
     struct coll_move m = {send, recv, 0, 0, c->timeout_ms};
-    const struct shard mf = shard_of(nf, c->ranks, c->rank), md = shard_of(nd, c->ranks, c->rank);
+    const struct coll_shard mf = coll_shard_of(nf, c->ranks, c->rank), md = coll_shard_of(nd, c->ranks, c->rank);
     const size_t lf = shard_len(mf), ld = shard_len(md);
     double *in_d;
     float *in_f;
@@ -137,13 +128,13 @@ static int sum_reduce(struct coll *c, float *f, size_t nf, double *d, size_t nd,
     in_f = (float *)(void *)(in_d + c->ranks * ld);
 
     for (uint32_t p = 0; p < c->ranks; p++) {
-        const struct shard pf = shard_of(nf, c->ranks, p), pd = shard_of(nd, c->ranks, p);
+        const struct coll_shard pf = coll_shard_of(nf, c->ranks, p), pd = coll_shard_of(nd, c->ranks, p);
         if (p == c->rank)
             continue;
-        piece_add(send, &m.n_send, p, f + pf.begin, shard_len(pf) * sizeof *f);
-        piece_add(send, &m.n_send, p, d + pd.begin, shard_len(pd) * sizeof *d);
-        piece_add(recv, &m.n_recv, p, in_f + p * lf, lf * sizeof *f);
-        piece_add(recv, &m.n_recv, p, in_d + p * ld, ld * sizeof *d);
+        coll_piece_add(send, &m.n_send, p, f + pf.begin, shard_len(pf) * sizeof *f);
+        coll_piece_add(send, &m.n_send, p, d + pd.begin, shard_len(pd) * sizeof *d);
+        coll_piece_add(recv, &m.n_recv, p, in_f + p * lf, lf * sizeof *f);
+        coll_piece_add(recv, &m.n_recv, p, in_d + p * ld, ld * sizeof *d);
     }
     r = c->impl->move(c->self, &m, err);
     if (r < 0)
@@ -172,16 +163,16 @@ static int sum_gather(struct coll *c, float *f, size_t nf, double *d, size_t nd,
 {
     struct coll_piece send[2 * LIMIT_RANKS], recv[2 * LIMIT_RANKS];
     struct coll_move m = {send, recv, 0, 0, c->timeout_ms};
-    const struct shard mf = shard_of(nf, c->ranks, c->rank), md = shard_of(nd, c->ranks, c->rank);
+    const struct coll_shard mf = coll_shard_of(nf, c->ranks, c->rank), md = coll_shard_of(nd, c->ranks, c->rank);
 
     for (uint32_t p = 0; p < c->ranks; p++) {
-        const struct shard pf = shard_of(nf, c->ranks, p), pd = shard_of(nd, c->ranks, p);
+        const struct coll_shard pf = coll_shard_of(nf, c->ranks, p), pd = coll_shard_of(nd, c->ranks, p);
         if (p == c->rank)
             continue;
-        piece_add(send, &m.n_send, p, f + mf.begin, shard_len(mf) * sizeof *f);
-        piece_add(send, &m.n_send, p, d + md.begin, shard_len(md) * sizeof *d);
-        piece_add(recv, &m.n_recv, p, f + pf.begin, shard_len(pf) * sizeof *f);
-        piece_add(recv, &m.n_recv, p, d + pd.begin, shard_len(pd) * sizeof *d);
+        coll_piece_add(send, &m.n_send, p, f + mf.begin, shard_len(mf) * sizeof *f);
+        coll_piece_add(send, &m.n_send, p, d + md.begin, shard_len(md) * sizeof *d);
+        coll_piece_add(recv, &m.n_recv, p, f + pf.begin, shard_len(pf) * sizeof *f);
+        coll_piece_add(recv, &m.n_recv, p, d + pd.begin, shard_len(pd) * sizeof *d);
     }
     return c->impl->move(c->self, &m, err);
 }
@@ -220,10 +211,61 @@ int coll_broadcast(struct coll *c, void *buf, size_t bytes, uint32_t root, struc
         return 0;
     for (uint32_t p = 0; p < c->ranks; p++)
         if (c->rank == root && p != root)
-            piece_add(send, &m.n_send, p, buf, bytes);
+            coll_piece_add(send, &m.n_send, p, buf, bytes);
     if (c->rank != root)
-        piece_add(recv, &m.n_recv, root, buf, bytes);
+        coll_piece_add(recv, &m.n_recv, root, buf, bytes);
     r = c->impl->move(c->self, &m, &why);
+    if (r < 0) {
+        coll_fail(c, r, &why);
+        return coll_failed(c, err);
+    }
+    return 0;
+}
+
+int coll_attach(struct coll *c, const struct kn_ops *ops, struct kn_ctx *ctx, struct err *err)
+{
+    struct err why = {""};
+    double here = 0;
+    int r;
+
+    if (c->ranks == 1 || strcmp(c->opts.backend, "nccl") != 0)
+        return err_set(err, -ENOTSUP, "this group of ranks does not join devices");
+    here = coll_nccl_here(ops, ctx) ? 1 : 0;
+    r = coll_sum(c, NULL, 0, &here, 1, err);
+    if (r < 0)
+        return r;
+    if (here < c->ranks)
+        return err_set(err, -ENOTSUP, "NCCL (libnccl.so.2) is on the hosts of %.0f of %u ranks",
+                       here, c->ranks);
+    r = coll_device_open(&c->opts, ops, ctx, &c->device, &why);
+    if (r < 0) {
+        coll_fail(c, r, &why);
+        return coll_failed(c, err);
+    }
+    return 0;
+}
+
+void coll_detach(struct coll *c)
+{
+    if (!c)
+        return;
+    coll_device_close(c->device);
+    c->device = NULL;
+}
+
+bool coll_attached(const struct coll *c)
+{
+    return c && c->device;
+}
+
+int coll_sum_device(struct coll *c, float *f, size_t nf, double *d, size_t nd, struct err *err)
+{
+    struct err why = {""};
+    int r = coll_failed(c, err);
+
+    if (r < 0)
+        return r;
+    r = coll_device_sum(c->device, f, nf, d, nd, &why);
     if (r < 0) {
         coll_fail(c, r, &why);
         return coll_failed(c, err);

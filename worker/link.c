@@ -149,7 +149,7 @@ static void link_beat(struct link *l)
 static void link_down(struct link *l, const struct down_head *h, const char *data)
 {
     if (h->kind == DOWN_FLAGS) {
-        atomic_fetch_or(&l->flags, h->flags & (LINK_CHECKPOINT | LINK_STOP));
+        atomic_fetch_or(&l->flags, h->flags & (LINK_CHECKPOINT | LINK_STOP | LINK_PEER));
         return;
     }
     pthread_mutex_lock(&l->mutex);

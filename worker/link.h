@@ -17,6 +17,7 @@ enum link_phase { LINK_LOADING, LINK_TRAINING, LINK_EVALUATING, LINK_SAVING, LIN
 enum {                      /* what a rank has been told so far, by directive or by signal */
        LINK_CHECKPOINT = 1, /* save at the next step boundary and go on               */
        LINK_STOP = 2,       /* save at the next step boundary and exit RUN_EXIT_STOPPED */
+       LINK_PEER = 4,       /* another rank has ended: what waits for it need not      */
 };
 
 /* Starts the thread that beats every 5 s (at once when something changed that

@@ -43,21 +43,44 @@ static int read_spec(struct rank *k, struct err *err)
     return 0;
 }
 
+static const char *kernels(void)
+{
+    const char *backend = getenv("ALIGND_BACKEND"); /* ref, sim: in tests */
+
+    return backend && *backend ? backend : "cpu";
+}
+
+/* Devices are joined by NCCL where there is one; ALIGND_COLL=gloo: through the hosts. */
+static const char *collectives(void)
+{
+    const char *asked = getenv("ALIGND_COLL");
+
+    if (asked && *asked)
+        return asked;
+    return strcmp(kernels(), "cuda") == 0 || strcmp(kernels(), "sim") == 0 ? "nccl" : "gloo";
+}
+
+static bool peer_ended(void *link)
+{
+    return (link_flags(link) & LINK_PEER) != 0;
+}
+
 static int join(struct rank *k, struct err *err)
 {
     const struct coll_store store = link_store(k->link);
-    const struct coll_opts o = {.backend = "gloo",
+    const struct coll_opts o = {.backend = collectives(),
                                 .rank = k->rank,
                                 .ranks = (uint32_t)k->gang->n_devices,
                                 .store = &store,
-                                .timeout_ms = COLL_TIMEOUT_MS};
+                                .timeout_ms = COLL_TIMEOUT_MS,
+                                .lost = peer_ended,
+                                .lost_arg = k->link};
 
     return coll_open(&o, &k->coll, err);
 }
 
 static int train(struct rank *k, struct err *err)
 {
-    const char *backend = getenv("ALIGND_BACKEND"); /* ref, in tests */
     const struct gang *g = k->gang;
     const struct run_opts o = {.spec = k->spec,
                                .resolved_json = g->spec,
@@ -65,7 +88,7 @@ static int train(struct rank *k, struct err *err)
                                .attempt = g->attempt,
                                .rank = k->rank,
                                .ranks = (uint32_t)g->n_devices,
-                               .backend = backend && *backend ? backend : "cpu",
+                               .backend = kernels(),
                                .threads = host_threads(g->threads_per_device, g->n_devices),
                                .coll = k->coll,
                                .link = k->link};

@@ -176,9 +176,10 @@ static void say_plan(const struct run *r)
     if (!leads(r))
         return;
     log_info("run",
-             "backend=%s device=\"%s\" isa=%s ranks=%u threads=%d parameters=%lld "
+             "backend=%s device=\"%s\" isa=%s ranks=%u sums=%s threads=%d parameters=%lld "
              "memory=%.1fMB",
-             r->t.ops->name, r->t.info.device, r->t.info.isa, r->t.ranks, r->t.threads,
+             r->t.ops->name, r->t.info.device, r->t.info.isa, r->t.ranks,
+             coll_attached(r->t.coll) ? "nccl" : "host", r->t.threads,
              (long long)r->t.adapter->n, (double)engine_bytes(r->t.engine) / 1e6);
     log_info("run",
              "examples=%lld eval=%lld dropped=%lld cut=%lld batch=%lld steps=%lld epochs=%.2f "

@@ -36,7 +36,7 @@ static int micro_batch(struct trainer *t, struct deal *d, const uint32_t *idx,
     return engine_backward(t->engine, b, t->adapter, drop, t->coef, err);
 }
 
-/* The gradient travels through the host; with one rank it stays where it is. */
+/* The gradient goes from device to device, or through the hosts; with one rank it stays where it is. */
 static int gang_sum(struct trainer *t, struct deal *d, struct err *err)
 {
     const size_t bytes = (size_t)t->adapter->n * sizeof *t->grad;
@@ -44,6 +44,9 @@ static int gang_sum(struct trainer *t, struct deal *d, struct err *err)
 
     if (t->ranks == 1)
         return 0;
+    if (coll_attached(t->coll))
+        return coll_sum_device(t->coll, t->adapter->g, (size_t)t->adapter->n, d->slots,
+                               (size_t)d->n * LOSS_SLOTS + t->ranks, err);
     r = t->ops->copy(t->ctx, t->grad, t->adapter->g, bytes, KN_TO_HOST);
     if (r == 0)
         r = t->ops->sync(t->ctx);

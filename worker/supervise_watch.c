@@ -36,8 +36,10 @@ void supervise_watch_kill(struct supervisor *s)
 /* The gang is lost: the others get grace_ms to notice and say so. */
 static void end_gang(struct supervisor *s, int rank, const char *why)
 {
-    if (s->ending_ms == 0)
+    if (s->ending_ms == 0) {
         s->ending_ms = now_ms();
+        supervise_watch_tell(s, LINK_PEER); /* NCCL itself would not notice */
+    }
     if (s->first_rank < 0 && rank >= 0) {
         s->first_rank = rank;
         snprintf(s->why, sizeof s->why, "%s", why);

@@ -68,6 +68,14 @@ static int read_data(struct trainer *t, struct err *err)
     return r;
 }
 
+/* Device to device where that can be had; else gradients pass through the hosts. */
+static int join_devices(struct trainer *t, struct err *err)
+{
+    const int r = t->ranks > 1 ? coll_attach(t->coll, t->ops, t->ctx, err) : 0;
+
+    return r == -ENOTSUP ? 0 : r;
+}
+
 int trainer_open(struct trainer *t, const struct trainer_opts *o, struct err *err)
 {
     int r;
@@ -82,6 +90,8 @@ int trainer_open(struct trainer *t, const struct trainer_opts *o, struct err *er
         r = read_data(t, err);
     if (r == 0)
         r = agree_on_files(t, err);
+    if (r == 0)
+        r = join_devices(t, err);
     if (r == 0)
         r = lora_new(t->ops, t->ctx, t->model, o->spec, &t->adapter, err);
     return r;
@@ -159,6 +169,7 @@ int trainer_plan(struct trainer *t, int64_t frozen_budget, struct err *err)
 
 void trainer_close(struct trainer *t)
 {
+    coll_detach(t->coll);
     if (t->ops != NULL && t->ctx != NULL) {
         t->ops->free(t->ctx, t->sweep);
         t->ops->free(t->ctx, t->adam);

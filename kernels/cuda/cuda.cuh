@@ -104,6 +104,8 @@ void cuda_free(kn_ctx *ctx, void *ptr);
 int cuda_copy(kn_ctx *ctx, void *dst, const void *src, size_t bytes, kn_dir dir);
 int cuda_zero(kn_ctx *ctx, void *dst, size_t bytes);
 int cuda_sync(kn_ctx *ctx);
+int cuda_poll(kn_ctx *ctx);
+void *cuda_stream(kn_ctx *ctx);
 int cuda_weight_open(kn_ctx *ctx, const kn_weight_desc *d, kn_weight **ret);
 void cuda_weight_close(kn_ctx *ctx, kn_weight *w);
 size_t cuda_weight_bytes(const kn_weight_desc *d, kn_dtype compute);

@@ -152,6 +152,21 @@ int cuda_sync(kn_ctx *ctx)
     return cuda_error(cudaStreamSynchronize(ctx->stream));
 }
 
+int cuda_poll(kn_ctx *ctx)
+{
+    const cudaError_t e = cudaStreamQuery(ctx->stream);
+
+    if (e != cudaErrorNotReady)
+        return e == cudaSuccess ? 1 : cuda_error(e);
+    (void)cudaGetLastError(); /* not an error, yet remembered as the last one */
+    return 0;
+}
+
+void *cuda_stream(kn_ctx *ctx)
+{
+    return ctx->stream;
+}
+
 extern "C" __attribute__((visibility("default"))) const kn_ops *kn_table(int abi);
 
 extern "C" const kn_ops *kn_table(int abi)
@@ -172,6 +187,8 @@ extern "C" const kn_ops *kn_table(int abi)
     ops.copy = cuda_copy;
     ops.zero = cuda_zero;
     ops.sync = cuda_sync;
+    ops.poll = cuda_poll;
+    ops.stream = cuda_stream;
     ops.weight_open = cuda_weight_open;
     ops.weight_close = cuda_weight_close;
     ops.weight_bytes = cuda_weight_bytes;

@@ -60,6 +60,8 @@ int ref_devices(struct kn_device *ret, int max, char *why, size_t why_size);
 int ref_weight_soon(struct kn_ctx *ctx, const struct kn_weight *w);
 size_t ref_scratch_bytes(const struct kn_scratch *s, enum kn_dtype compute);
 int64_t ref_lora_room(int64_t lora_cols);
+int ref_poll(struct kn_ctx *ctx);
+void *ref_stream(struct kn_ctx *ctx);
 void ref_memory(size_t *ret_free, size_t *ret_total);
 enum kn_dtype ref_compute(const struct kn_ctx *ctx);
 

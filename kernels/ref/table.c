@@ -144,3 +144,15 @@ int ref_sync(struct kn_ctx *ctx)
     (void)ctx;
     return 0;
 }
+
+int ref_poll(struct kn_ctx *ctx)
+{
+    (void)ctx;
+    return 1;
+}
+
+void *ref_stream(struct kn_ctx *ctx)
+{
+    (void)ctx;
+    return NULL;
+}

@@ -13,6 +13,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <time.h>
+#include <unistd.h>
 #include <unordered_map>
 #include <vector>
 #ifdef CUSIM_ASAN
@@ -180,6 +181,7 @@ struct Ev {
 struct Op {
     const char *name;
     std::function<void()> fn;
+    std::function<bool()> ready; // work that depends on another process: looked at until true
     std::shared_ptr<Ev> wait, rec;
     uint64_t seq = 0;
 };
@@ -219,6 +221,8 @@ static bool step(Stream *s)
     Op &o = s->q.front();
     if (o.wait && o.wait->done < o.seq)
         return false;
+    if (o.ready && !o.ready())
+        return false;
     Op op = std::move(o);
     s->q.pop_front();
     if (op.fn)
@@ -230,6 +234,19 @@ static bool step(Stream *s)
     }
     return true;
 }
+static bool outside(Stream *s) // its next operation waits for another process
+{
+    return !s->q.empty() && s->q.front().ready;
+}
+static bool any_outside()
+{
+    for (auto *s : streams)
+        if (outside(s)) {
+            usleep(50);
+            return true;
+        }
+    return false;
+}
 template <class F> static void drain_until(F done)
 {
     while (!done()) {
@@ -237,16 +254,22 @@ template <class F> static void drain_until(F done)
         size_t n = streams.size(), k0 = config().stream == 2 ? rnd64() % n : 0;
         for (size_t k = 0; k < n && !any; k++)
             any = step(streams[(k0 + k) % n]);
-        if (!any)
+        if (!any && !any_outside())
             fatal("stream deadlock: a stream waits for an event that is never recorded");
     }
 }
-static void drain(Stream *s)
+static void drain(Stream *s, bool wait = true)
 {
     // lazy: run only what this stream needs
     while (!s->q.empty()) {
         if (step(s))
             continue;
+        if (outside(s)) {
+            if (!wait)
+                return;
+            usleep(50);
+            continue;
+        }
         auto ev = s->q.front().wait;
         uint64_t q = s->q.front().seq;
         drain_until([&] { return ev->done >= q; });
@@ -275,7 +298,7 @@ static void push(Stream *s, Op op)
         drain(def_stream);
     s->q.push_back(std::move(op));
     if (config().stream == 0)
-        drain(s);
+        drain(s, false);
     else if (config().stream == 2)
         for (int n = rnd64() % 4; n-- > 0;)
             step(streams[rnd64() % streams.size()]);
@@ -286,6 +309,15 @@ void enqueue(cudaStream_t s, const char *name, std::function<void()> fn)
     Op o;
     o.name = name;
     o.fn = std::move(fn);
+    push(get(s), std::move(o));
+}
+// Work that another process has a part in (nccl.cc); `ready` moves it on and says when it is done.
+void enqueue_external(cudaStream_t s, const char *name, std::function<bool()> ready)
+{
+    Guard g(lock);
+    Op o;
+    o.name = name;
+    o.ready = std::move(ready);
     push(get(s), std::move(o));
 }
 
@@ -484,7 +516,10 @@ API cudaStreamSynchronize(cudaStream_t s)
 API cudaStreamQuery(cudaStream_t s)
 {
     Guard g(lock);
-    return get(s)->q.empty() ? cudaSuccess : cudaErrorNotReady;
+    Stream *x = get(s);
+    while (step(x))
+        ; // a GPU goes on while the host looks
+    return x->q.empty() ? cudaSuccess : cudaErrorNotReady;
 }
 API cudaDeviceSynchronize(void)
 {

@@ -46,6 +46,11 @@ static void opens_ref(void **state)
     ops->free(ctx, NULL);
     assert_int_equal(ops->alloc(ctx, SIZE_MAX, &p), -ENOMEM);
     assert_int_equal(ops->sync(ctx), 0);
+    assert_int_equal(ops->poll(ctx), 1);
+    assert_null(ops->stream(ctx));
+    assert_null(kn_symbol(ops, "libnosuch.so.1", "nosuch"));
+    assert_non_null(kn_symbol(ops, "libnosuch.so.1", "kn_table"));
+    assert_non_null(kn_symbol(ops, "libm.so.6", "cos"));
     ops->close(ctx);
     ops->close(NULL);
 }

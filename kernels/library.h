@@ -1,0 +1,9 @@
+/* library.h - finding a shared library that is not ours; private to the loader. */
+#ifndef KERNELS_LIBRARY_H
+#define KERNELS_LIBRARY_H
+
+/* Opens it for all that is loaded later and returns the handle, or NULL. program: the
+ * folder of the running program, or NULL. The order is that of kn_symbol's comment. */
+void *library_find(const char *soname, const char *program);
+
+#endif

@@ -68,9 +68,14 @@ static void *open_toolkit(const char *soname)
 {
     static const char *const homes[] = {"CUDA_HOME", "CUDA_PATH", "CUDA_ROOT", "NVHPC_ROOT"};
     static const char *const folders[] = {
-        "/usr/local/cuda/lib64", "/usr/local/cuda-*/lib64",    "/usr/local/cuda-*/lib",
-        "/opt/cuda/lib64",       "/opt/nvidia/*/lib",          "/usr/lib/x86_64-linux-gnu",
-        "/usr/lib64",            "/usr/local/cuda-*/targets/*/lib",
+        "/usr/local/cuda/lib64",
+        "/usr/local/cuda-*/lib64",
+        "/usr/local/cuda-*/lib",
+        "/opt/cuda/lib64",
+        "/opt/nvidia/*/lib",
+        "/usr/lib/x86_64-linux-gnu",
+        "/usr/lib64",
+        "/usr/local/cuda-*/targets/*/lib",
     };
     void *h = NULL;
 

@@ -30,7 +30,7 @@ ONLY_IN = {
     'pcre2.h': r'worker/(bpe|tokenizer\w*|pretoken\w*)\.c',
     'sentencepiece': r'worker/spm_shim\.cc',
     'gloo/': r'worker/coll_gloo\.cc',
-    'nccl.h': r'worker/coll_nccl\.c',
+    'nccl.h': r'kernels/sim/nccl\.cc',
     'oneapi/': r'kernels/cpu/\w+\.[ch]',
     'dnnl': r'kernels/cpu/\w+\.[ch]',
     'curses.h': r'client/\w+\.c',

@@ -115,7 +115,8 @@ static int sum_reduce(struct coll *c, float *f, size_t nf, double *d, size_t nd,
 {
     struct coll_piece send[2 * LIMIT_RANKS], recv[2 * LIMIT_RANKS];
     struct coll_move m = {send, recv, 0, 0, c->timeout_ms};
-    const struct coll_shard mf = coll_shard_of(nf, c->ranks, c->rank), md = coll_shard_of(nd, c->ranks, c->rank);
+    const struct coll_shard mf = coll_shard_of(nf, c->ranks, c->rank),
+                            md = coll_shard_of(nd, c->ranks, c->rank);
     const size_t lf = shard_len(mf), ld = shard_len(md);
     double *in_d;
     float *in_f;
@@ -128,7 +129,8 @@ static int sum_reduce(struct coll *c, float *f, size_t nf, double *d, size_t nd,
     in_f = (float *)(void *)(in_d + c->ranks * ld);
 
     for (uint32_t p = 0; p < c->ranks; p++) {
-        const struct coll_shard pf = coll_shard_of(nf, c->ranks, p), pd = coll_shard_of(nd, c->ranks, p);
+        const struct coll_shard pf = coll_shard_of(nf, c->ranks, p),
+                                pd = coll_shard_of(nd, c->ranks, p);
         if (p == c->rank)
             continue;
         coll_piece_add(send, &m.n_send, p, f + pf.begin, shard_len(pf) * sizeof *f);
@@ -163,10 +165,12 @@ static int sum_gather(struct coll *c, float *f, size_t nf, double *d, size_t nd,
 {
     struct coll_piece send[2 * LIMIT_RANKS], recv[2 * LIMIT_RANKS];
     struct coll_move m = {send, recv, 0, 0, c->timeout_ms};
-    const struct coll_shard mf = coll_shard_of(nf, c->ranks, c->rank), md = coll_shard_of(nd, c->ranks, c->rank);
+    const struct coll_shard mf = coll_shard_of(nf, c->ranks, c->rank),
+                            md = coll_shard_of(nd, c->ranks, c->rank);
 
     for (uint32_t p = 0; p < c->ranks; p++) {
-        const struct coll_shard pf = coll_shard_of(nf, c->ranks, p), pd = coll_shard_of(nd, c->ranks, p);
+        const struct coll_shard pf = coll_shard_of(nf, c->ranks, p),
+                                pd = coll_shard_of(nd, c->ranks, p);
         if (p == c->rank)
             continue;
         coll_piece_add(send, &m.n_send, p, f + mf.begin, shard_len(mf) * sizeof *f);

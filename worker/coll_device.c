@@ -100,11 +100,8 @@ int coll_device_open(const struct coll_opts *o, const struct kn_ops *ops, struct
 
     if (!v)
         return err_set(err, -ENOMEM, "no memory for a group of ranks");
-    *v = (struct coll_device){.ops = ops,
-                              .ctx = ctx,
-                              .rank = o->rank,
-                              .ranks = o->ranks,
-                              .timeout_ms = o->timeout_ms};
+    *v = (struct coll_device){
+        .ops = ops, .ctx = ctx, .rank = o->rank, .ranks = o->ranks, .timeout_ms = o->timeout_ms};
     r = coll_nccl_open(o, ops, ctx, &v->nccl, err);
     if (r < 0) {
         free(v);
@@ -199,8 +196,7 @@ static int place_own(struct coll_device *v, const float *f, size_t n, const doub
 
 static int take_doubles(struct coll_device *v, double *d, size_t nd)
 {
-    const int r =
-        v->ops->copy(v->ctx, v->host_d, v->in_d, v->ranks * nd * sizeof *d, KN_TO_HOST);
+    const int r = v->ops->copy(v->ctx, v->host_d, v->in_d, v->ranks * nd * sizeof *d, KN_TO_HOST);
 
     for (size_t i = 0; r == 0 && i < nd; i++) {
         double acc = v->host_d[i];

@@ -146,8 +146,7 @@ bool coll_nccl_here(const struct kn_ops *ops, struct kn_ctx *ctx)
 }
 
 /* The id is made in rank 0 (NCCL listens there) and relayed as one value. */
-static int meet(struct coll_nccl *n, const struct coll_opts *o, struct nccl_id *id,
-                struct err *err)
+static int meet(struct coll_nccl *n, const struct coll_opts *o, struct nccl_id *id, struct err *err)
 {
     size_t bytes = 0;
     int r;

@@ -36,7 +36,8 @@ static int micro_batch(struct trainer *t, struct deal *d, const uint32_t *idx,
     return engine_backward(t->engine, b, t->adapter, drop, t->coef, err);
 }
 
-/* The gradient goes from device to device, or through the hosts; with one rank it stays where it is. */
+/* The gradient goes from device to device, or through the hosts; with one rank it stays where it
+ * is. */
 static int gang_sum(struct trainer *t, struct deal *d, struct err *err)
 {
     const size_t bytes = (size_t)t->adapter->n * sizeof *t->grad;

@@ -47,7 +47,7 @@ struct Comm {
     int queued; // groups on streams
     ncclResult_t error;
     unsigned looks;
-    Work *open;               // of the group being made
+    Work *open;                   // of the group being made
     std::vector<Work *> unqueued; // closed, not launched yet: a non-blocking communicator
 };
 static thread_local int group_depth;
@@ -141,7 +141,8 @@ static void recv_some(Comm *c, int from, std::deque<Piece> *q, Ring *r)
                 return;
             ring_take(r, (char *)&n, sizeof n);
             if (n != x.bytes) {
-                fprintf(stderr, "CUSIM: nccl: rank %d waits for %zu bytes of rank %d, it sends %zu\n",
+                fprintf(stderr,
+                        "CUSIM: nccl: rank %d waits for %zu bytes of rank %d, it sends %zu\n",
                         c->rank, x.bytes, from, (size_t)n);
                 c->error = ncclInvalidUsage;
                 return;
@@ -232,7 +233,8 @@ API ncclGetUniqueId(ncclUniqueId *id)
     snprintf(id->internal, sizeof id->internal, "/proc/%d/fd/%d", getpid(), fd);
     return ncclSuccess;
 }
-API ncclCommInitRankConfig(ncclComm_t *out, int ranks, ncclUniqueId id, int rank, ncclConfig_t *config)
+API ncclCommInitRankConfig(ncclComm_t *out, int ranks, ncclUniqueId id, int rank,
+                           ncclConfig_t *config)
 {
     if (ranks < 1 || ranks > RANKS || rank < 0 || rank >= ranks ||
         strnlen(id.internal, sizeof id.internal) == sizeof id.internal || !config ||
@@ -328,9 +330,12 @@ API ncclCommDestroy(ncclComm_t h)
 }
 extern "C" __attribute__((visibility("default"))) const char *ncclGetErrorString(ncclResult_t r)
 {
-    static const char *const text[] = {"no error",         "unhandled cuda error",
-                                       "unhandled system error", "internal error",
-                                       "invalid argument", "invalid usage",
+    static const char *const text[] = {"no error",
+                                       "unhandled cuda error",
+                                       "unhandled system error",
+                                       "internal error",
+                                       "invalid argument",
+                                       "invalid usage",
                                        "remote process exited or there was a network error",
                                        "NCCL operation in progress"};
     return r >= 0 && r < (int)(sizeof text / sizeof *text) ? text[r] : "unknown result code";

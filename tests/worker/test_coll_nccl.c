@@ -423,10 +423,10 @@ static void test_no_devices(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_same_bits),        cmocka_unit_test(test_turns),
-        cmocka_unit_test(test_rank_killed),      cmocka_unit_test(test_killed_unnoticed),
-        cmocka_unit_test(test_rank_stopped),     cmocka_unit_test(test_sizes_disagree),
-        cmocka_unit_test(test_never_meets),      cmocka_unit_test(test_no_devices),
+        cmocka_unit_test(test_same_bits),    cmocka_unit_test(test_turns),
+        cmocka_unit_test(test_rank_killed),  cmocka_unit_test(test_killed_unnoticed),
+        cmocka_unit_test(test_rank_stopped), cmocka_unit_test(test_sizes_disagree),
+        cmocka_unit_test(test_never_meets),  cmocka_unit_test(test_no_devices),
     };
 
     signal(SIGPIPE, SIG_IGN);

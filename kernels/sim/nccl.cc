@@ -29,7 +29,8 @@ struct Ring { // one direction between two ranks; the reader owns tail, the writ
 };
 struct Segment {
     std::atomic<uint32_t> joined;
-    Ring ring[RANKS][RANKS]; // [from][to]; pages that nobody touches cost nothing
+    std::atomic<bool> left[RANKS]; // in order, not by dying
+    Ring ring[RANKS][RANKS];       // [from][to]; pages that nobody touches cost nothing
 };
 struct Piece {
     char *p;
@@ -70,7 +71,8 @@ static bool someone_died(Comm *c)
         return false;
     for (int r = 0; r < c->ranks; r++) {
         struct flock l = byte_lock(r);
-        if (r != c->rank && (fcntl(c->fd, F_OFD_GETLK, &l) || l.l_type == F_UNLCK))
+        if (r != c->rank && !c->s->left[r].load() &&
+            (fcntl(c->fd, F_OFD_GETLK, &l) || l.l_type == F_UNLCK))
             return true;
     }
     return false;
@@ -326,6 +328,8 @@ API ncclCommFinalize(ncclComm_t h)
 }
 API ncclCommDestroy(ncclComm_t h)
 {
+    Comm *c = (Comm *)h;
+    c->s->left[c->rank] = true;
     return ncclCommAbort(h);
 }
 extern "C" __attribute__((visibility("default"))) const char *ncclGetErrorString(ncclResult_t r)

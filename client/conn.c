@@ -164,6 +164,7 @@ static int hello(struct cli *cli, struct conn *c)
 {
     struct msg req = {
         .type = MSG_T_hello,
+        .version = MSG_CLIENT_V_MIN, /* the one that most daemons know */
         .hello = {.v_min = MSG_CLIENT_V_MIN, .v_max = MSG_CLIENT_V_MAX, .build = ALIGND_VERSION}};
     struct msg *reply = NULL;
     int r = exchange(cli, c, &req, HELLO_MS, &reply);

@@ -51,12 +51,14 @@ static int log_page(struct cli *cli, struct conn *c, struct log_at *at, int64_t 
         (void)fprintf(cli->notes, "alignctl: bytes %lld to %llu are gone\n", (long long)from,
                       (unsigned long long)k->offset);
     print_chunk(cli, at->rank, k);
+    if (ferror(cli->out))
+        r = err_set(&cli->err, CLI_ERROR, "cannot write to standard output");
     at->attempt = k->attempt;
     at->offset = k->offset + k->bytes.bytes;
     *ret_end = at->offset >= k->size || k->bytes.bytes == 0;
     *ret_over = k->over && at->offset >= k->size;
     codec_free(reply);
-    return CLI_OK;
+    return r;
 }
 
 /* After an attempt is over: the next one's, or the end. */
@@ -204,9 +206,13 @@ static int all_pages(struct cli *cli, struct conn *c, uint64_t job, bool all)
         const struct msg_page *p = &reply->page;
         tell_thinned(cli, since, p->oldest);
         print_rows(cli, NULL, &p->rows);
+        if (ferror(cli->out))
+            r = err_set(&cli->err, CLI_ERROR, "cannot write to standard output");
         more = p->more && p->last > since;
         since = p->last;
         codec_free(reply);
+        if (r != CLI_OK)
+            return r;
     }
     return CLI_OK;
 }

@@ -69,6 +69,8 @@ struct alignd {
     uv_signal_t sigterm, sigint, sighup;
     uv_timer_t goodbye;
     unsigned ticks;
+    dev_t store_dev; /* of the database as it was opened */
+    ino_t store_ino;
     bool device_foreign[CONFIG_SLOTS_MAX];
     bool ending;
     int exit_code;

@@ -138,13 +138,10 @@ enum opt {
     O_VERSION,
 };
 
-/* What the command line says; the file may only fill what it leaves open. */
-struct given {
-    bool slots, worker, devices, level;
-};
-
-static int take_option(struct config *c, struct given *g, int o, const char *arg, struct err *err)
+static int take_option(struct config *c, int o, const char *arg, struct err *err)
 {
+    struct config_given *g = &c->given;
+
     switch (o) {
     case O_USER:
         c->user = true;
@@ -183,7 +180,7 @@ static int take_option(struct config *c, struct given *g, int o, const char *arg
     }
 }
 
-static int command_line(int argc, char **argv, struct config *c, struct given *g, struct err *err)
+static int command_line(int argc, char **argv, struct config *c, struct err *err)
 {
     static const struct option options[] = {
         {"user", no_argument, NULL, O_USER},
@@ -203,7 +200,7 @@ static int command_line(int argc, char **argv, struct config *c, struct given *g
     optind = 1;
     opterr = 0;
     while (r == 0 && (o = getopt_long(argc, argv, "h", options, NULL)) != -1)
-        r = take_option(c, g, o, optarg, err);
+        r = take_option(c, o, optarg, err);
     if (r == 0 && optind < argc)
         r = err_set(err, -EINVAL, "%s: unexpected; see --help", argv[optind]);
     return r;
@@ -238,10 +235,11 @@ static int take_operators(struct config *c, const json_t *v, struct err *err)
     return 0;
 }
 
-static int take_key(struct config *c, const struct given *g, const char *key, const json_t *v,
-                    struct err *err)
+static int take_key(struct config *c, const char *key, const json_t *v, struct err *err)
 {
+    const struct config_given *g = &c->given;
     const char *s = json_string_value(v);
+    enum log_level level;
 
     if (!strcmp(key, "operators"))
         return take_operators(c, v, err);
@@ -249,8 +247,9 @@ static int take_key(struct config *c, const struct given *g, const char *key, co
         if (!json_is_integer(v) || json_integer_value(v) < 1 ||
             json_integer_value(v) > CONFIG_SLOTS_MAX)
             return err_set(err, -EINVAL, "cpu_slots: must be 1 to %d", CONFIG_SLOTS_MAX);
+        c->file.cpu_slots = (int)json_integer_value(v);
         if (!g->slots)
-            c->cpu_slots = (int)json_integer_value(v);
+            c->cpu_slots = c->file.cpu_slots;
         return 0;
     }
     if (strcmp(key, "worker") && strcmp(key, "devices_dir") && strcmp(key, "log_level"))
@@ -260,18 +259,22 @@ static int take_key(struct config *c, const struct given *g, const char *key, co
                        key);
     if (!s)
         return err_set(err, -EINVAL, "%s: must be a string", key);
-    if (!strcmp(key, "worker"))
-        return g->worker ? 0 : copy(c->worker, sizeof c->worker, s, key, err);
-    if (!strcmp(key, "devices_dir"))
-        return g->devices ? 0 : copy(c->devices_dir, sizeof c->devices_dir, s, key, err);
-    if (g->level)
-        return 0;
-    return log_level_parse(s, &c->log_level) < 0
-               ? err_set(err, -EINVAL, "log_level: must be error, warn, info or debug")
-               : 0;
+    if (!strcmp(key, "worker")) {
+        const int r = copy(c->file.worker, sizeof c->file.worker, s, key, err);
+        return r < 0 || g->worker ? r : copy(c->worker, sizeof c->worker, s, key, err);
+    }
+    if (!strcmp(key, "devices_dir")) {
+        const int r = copy(c->file.devices_dir, sizeof c->file.devices_dir, s, key, err);
+        return r < 0 || g->devices ? r : copy(c->devices_dir, sizeof c->devices_dir, s, key, err);
+    }
+    if (log_level_parse(s, &level) < 0)
+        return err_set(err, -EINVAL, "log_level: must be error, warn, info or debug");
+    if (!g->level)
+        c->log_level = level;
+    return 0;
 }
 
-static int read_file(struct config *c, const struct given *g, struct err *err)
+static int read_file(struct config *c, struct err *err)
 {
     char path[LIMIT_PATH + 16];
     json_error_t je;
@@ -280,7 +283,7 @@ static int read_file(struct config *c, const struct given *g, struct err *err)
     int r = 0;
 
     snprintf(path, sizeof path, "%s/alignd.json", c->state);
-    if (access(path, F_OK) < 0)
+    if (access(path, F_OK) < 0 && errno == ENOENT)
         return 0;
     o = json_load_file(path, JSON_REJECT_DUPLICATES, &je);
     if (!json_is_object(o)) {
@@ -290,7 +293,7 @@ static int read_file(struct config *c, const struct given *g, struct err *err)
     json_object_foreach(o, key, v)
     {
         if (r == 0)
-            r = take_key(c, g, key, v, err);
+            r = take_key(c, key, v, err);
     }
     json_decref(o);
     return r < 0 ? err_prefix(err, r, "%s", path) : 0;
@@ -300,19 +303,18 @@ int config_read(int argc, char **argv, struct config **ret, struct err *err)
 {
     struct config *c = calloc(1, sizeof *c);
     const char *devices = getenv("ALIGND_DEVICES_DIR");
-    struct given g = {0};
     int r;
 
     if (!c)
         return -ENOMEM;
     c->log_level = LOG_INFO;
-    r = command_line(argc, argv, c, &g, err);
+    r = command_line(argc, argv, c, err);
     if (r == 0 && !c->state[0])
         r = default_state(c->state, err);
     if (r == 0)
         r = absolute(c->state, "--state", err);
     if (r == 0 && !c->help && !c->version)
-        r = read_file(c, &g, err);
+        r = read_file(c, err);
     if (r == 0 && !c->devices_dir[0])
         r = copy(c->devices_dir, sizeof c->devices_dir,
                  devices && *devices ? devices : "/tmp/alignd-devices", "ALIGND_DEVICES_DIR", err);
@@ -337,20 +339,26 @@ void config_free(struct config *c)
 
 int config_reload(struct config *c, struct err *err)
 {
-    const struct given g = {0};
     struct config *n = malloc(sizeof *n);
+    const char *changed = NULL;
     int r;
 
     if (!n)
         return -ENOMEM;
     *n = *c;
-    r = read_file(n, &g, err);
-    if (r == 0 && n->cpu_slots != c->cpu_slots)
-        r = err_set(err, -EINVAL, "cpu_slots cannot change while alignd runs; start it again");
-    if (r == 0 && strcmp(n->worker, c->worker) != 0)
-        r = err_set(err, -EINVAL, "worker cannot change while alignd runs; start it again");
-    if (r == 0 && strcmp(n->devices_dir, c->devices_dir) != 0)
-        r = err_set(err, -EINVAL, "devices_dir cannot change while alignd runs; start it again");
+    n->file = (struct config_fixed){0};
+    n->n_operators = 0;
+    if (!c->given.level)
+        n->log_level = LOG_INFO;
+    r = read_file(n, err);
+    if (n->file.cpu_slots != c->file.cpu_slots)
+        changed = "cpu_slots";
+    else if (strcmp(n->file.worker, c->file.worker) != 0)
+        changed = "worker";
+    else if (strcmp(n->file.devices_dir, c->file.devices_dir) != 0)
+        changed = "devices_dir";
+    if (r == 0 && changed)
+        r = err_set(err, -EINVAL, "%s cannot change while alignd runs; start it again", changed);
     if (r == 0) {
         c->log_level = n->log_level;
         memcpy(c->operators, n->operators, sizeof c->operators);

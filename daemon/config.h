@@ -4,12 +4,22 @@
 
 #include <stdbool.h>
 #include <stdint.h>
+#include <sys/types.h>
 
 #include "proto/err.h"
 #include "proto/limit.h"
 #include "proto/log.h"
 
 enum { CONFIG_SLOTS_MAX = 256, CONFIG_OPERATORS = 64 };
+
+struct config_given { /* on the command line: wins over the file */
+    bool slots, worker, devices, level;
+};
+
+struct config_fixed { /* what the file says of what may not change; 0, "": nothing */
+    int cpu_slots;
+    char worker[LIMIT_PATH], devices_dir[LIMIT_PATH];
+};
 
 struct config {
     bool user;       /* --user: the process launcher, everything in the state folder */
@@ -25,6 +35,9 @@ struct config {
     enum log_level log_level;             /* reloadable                                           */
     uint32_t operators[CONFIG_OPERATORS]; /* reloadable: uids that act on all jobs       */
     int n_operators;
+    mode_t umask; /* that alignd was started with: what gangs write follows it           */
+    struct config_given given;
+    struct config_fixed file;
 };
 
 /* Reads the command line, then <state>/alignd.json if it is there. -EINVAL with a
@@ -32,7 +45,8 @@ struct config {
 int config_read(int argc, char **argv, struct config **ret, struct err *err);
 void config_free(struct config *c); /* NULL is a no-op */
 
-/* Reads alignd.json again: takes over what may change, names what may not. */
+/* Reads alignd.json again: takes over what may change (a key that is gone: its default),
+ * names what may not. All or nothing. */
 int config_reload(struct config *c, struct err *err);
 
 /* Makes the state folder (0700), checks whose it is, and chooses `local`. *ret_note:

@@ -22,6 +22,7 @@ struct launch {
     char worker[LIMIT_PATH];      /* the program align-worker                         */
     char worker_url[LIMIT_PATH];
     char store8[9]; /* first 8 of the store's uuid                      */
+    mode_t umask;   /* that alignd was started with: run folders follow it */
 };
 
 struct launch_gang {

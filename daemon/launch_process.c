@@ -373,9 +373,8 @@ static int write_gang(const struct launch *l, const struct launch_gang *g, int d
     }
     buf_str(&b, "],\"device_type\":");
     buf_json(&b, g->device_type);
-    buf_printf(&b,
-               ",\"threads_per_device\":%d,\"overwrite\":%s,\"worker_url\":", g->threads_per_device,
-               g->overwrite ? "true" : "false");
+    buf_printf(&b, ",\"threads_per_device\":%d,\"umask\":%u,\"overwrite\":%s,\"worker_url\":",
+               g->threads_per_device, (unsigned)l->umask, g->overwrite ? "true" : "false");
     buf_json(&b, l->worker_url);
     r = add_json(&b, "spec", g->resolved_spec, err);
     if (r == 0)

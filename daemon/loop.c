@@ -19,7 +19,8 @@
 
 enum {
     TICK_MS = 1000,
-    SLOW_TICKS = 5,   /* between looks at sockets and devices                  */
+    FILE_TICKS = 2,   /* between looks at what may be deleted: bound again within 5 s */
+    SLOW_TICKS = 5,   /* between looks at devices                              */
     GOODBYE_MS = 200, /* for answers to leave                                  */
     FILES = 65536,
     LOCK_TRIES = 40,
@@ -163,16 +164,43 @@ static void look_at_devices(struct alignd *a)
     }
 }
 
+/* The folder of a control socket that lies elsewhere (--host) may have been deleted too. */
+static int bind_again(struct alignd *a, int s)
+{
+    char dir[LIMIT_PATH];
+    int r = wire_check(a->servers[s]);
+
+    if (r != -ENOENT)
+        return r;
+    snprintf(dir, sizeof dir, "%s", a->urls[s] + strlen("ipc://"));
+    *strrchr(dir, '/') = 0;
+    return mkdir(dir, 0700) < 0 ? r : wire_check(a->servers[s]);
+}
+
 static void look_at_sockets(struct alignd *a)
 {
     for (int s = 0; s < SOCKETS; s++) {
-        const int r = wire_check(a->servers[s]);
+        const int r = bind_again(a, s);
         if (r == 1)
             log_warn("socket", "url=%s was gone: bound again", a->urls[s]);
         else if (r < 0)
             log_error("socket", "url=%s is gone and cannot be bound again: %s", a->urls[s],
                       strerror(-r));
     }
+}
+
+/* SQLite goes on writing into a database that was deleted, and all of it would be lost
+ * at our end: better no answers than those. Gangs train on. */
+static void look_at_store(struct alignd *a)
+{
+    struct stat st;
+
+    if (stat(store_path(a->store), &st) == 0 && st.st_dev == a->store_dev &&
+        st.st_ino == a->store_ino)
+        return;
+    log_error("store_gone", "path=%s was deleted or replaced while alignd runs",
+              store_path(a->store));
+    alignd_give_up(a, "the database is gone");
 }
 
 static void on_tick(uv_timer_t *t)
@@ -183,11 +211,15 @@ static void on_tick(uv_timer_t *t)
     held_expire(a);
     held_look(a);
     gangs_tick(a);
-    if (++a->ticks % SLOW_TICKS)
-        return;
-    feed_expire(a);
-    look_at_devices(a);
-    look_at_sockets(a);
+    a->ticks++;
+    if (a->ticks % FILE_TICKS == 0) {
+        look_at_store(a);
+        look_at_sockets(a);
+    }
+    if (a->ticks % SLOW_TICKS == 0) {
+        feed_expire(a);
+        look_at_devices(a);
+    }
 }
 
 /* ---- start ---- */
@@ -283,6 +315,7 @@ static int set_paths(struct alignd *a, struct err *err)
     snprintf(l->worker, sizeof l->worker, "%s", c->worker);
     snprintf(l->worker_url, sizeof l->worker_url, "%s", a->urls[SOCKET_WORKER]);
     snprintf(l->store8, sizeof l->store8, "%.8s", store_uuid(a->store));
+    l->umask = c->umask;
     if (mkdir(l->gangs_dir, 0700) < 0 && errno != EEXIST)
         return err_set(err, -errno, "%s: %s", l->gangs_dir, strerror(errno));
     return 0;
@@ -348,6 +381,17 @@ static void start_timers(struct alignd *a)
     signal(SIGPIPE, SIG_IGN);
 }
 
+static int remember_store(struct alignd *a, struct err *err)
+{
+    struct stat st;
+
+    if (stat(store_path(a->store), &st) < 0)
+        return err_set(err, -errno, "%s: %s", store_path(a->store), strerror(errno));
+    a->store_dev = st.st_dev;
+    a->store_ino = st.st_ino;
+    return 0;
+}
+
 static int start(struct alignd *a, struct err *err)
 {
     int r;
@@ -363,6 +407,8 @@ static int start(struct alignd *a, struct err *err)
     r = devices_prepare(a->config->devices_dir, err);
     if (r == 0)
         r = store_open(a->config->local, &a->store, err);
+    if (r == 0)
+        r = remember_store(a, err);
     if (r == 0)
         r = set_paths(a, err);
     if (r == 0)

@@ -66,7 +66,7 @@ int main(int argc, char **argv)
         return EXIT_USAGE;
     }
     log_set_level(config->log_level);
-    umask(077);
+    config->umask = umask(077); /* ours is for our own files; theirs follow the user's */
     if (config_prepare(config, note, sizeof note, &err) < 0)
         return fail(&err, 1);
     terminal = fcntl(STDERR_FILENO, F_DUPFD_CLOEXEC, 10);

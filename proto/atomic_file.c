@@ -32,7 +32,7 @@ int atomic_file_replace(int dir_fd, const char *name, const struct span *parts, 
     if (snprintf(part, sizeof part, "%s.part", name) >= (int)sizeof part)
         return -ENAMETOOLONG;
 
-    fd = openat(dir_fd, part, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0640);
+    fd = openat(dir_fd, part, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
     if (fd < 0)
         return -errno;
 

@@ -342,6 +342,20 @@ static int unpack(const void *data, size_t bytes, msgpack_zone *z, msgpack_objec
     return 0;
 }
 
+/* In either dialect: what a message is that nobody here knows, only its version can say. */
+static bool spoken(uint64_t version)
+{
+    static const enum msg_dialect dialects[] = {MSG_CLIENT, MSG_WORKER};
+    uint32_t v_min, v_max;
+
+    for (size_t i = 0; i < sizeof dialects / sizeof dialects[0]; i++) {
+        codec_versions(dialects[i], &v_min, &v_max);
+        if (version >= v_min && version <= v_max)
+            return true;
+    }
+    return false;
+}
+
 int codec_decode(const void *data, size_t bytes, struct msg **ret, struct err *err)
 {
     msgpack_zone *z = NULL;
@@ -365,7 +379,11 @@ int codec_decode(const void *data, size_t bytes, struct msg **ret, struct err *e
         goto fail;
     d = codec_desc((uint32_t)type);
     if (!d) {
-        r = err_set(err, -EINVAL, "unknown message type %" PRIu64, type);
+        r = spoken(version)
+                ? err_set(err, -EINVAL, "unknown message type %" PRIu64, type)
+                : err_set(err, -EPROTONOSUPPORT,
+                          "message type %" PRIu64 " of version %" PRIu64 " is not spoken here",
+                          type, version);
         goto fail;
     }
     codec_versions(d->dialect, &v_min, &v_max);

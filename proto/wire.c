@@ -18,6 +18,7 @@
 enum {
     SEND_TIMEOUT_MS = 5000, /* a peer that does not read (service.md 3)  */
     CONTEXTS_FIRST = 8,     /* contexts are added as they are needed     */
+    UNSENT_BYTES = 1 << 20, /* replies that wait for one peer to read    */
 };
 
 int wire_err(int rv)
@@ -69,7 +70,8 @@ struct wire_req {
     nng_aio *aio;
     nng_msg *msg; /* QUEUED, TAKEN */
     enum req_state state;
-    bool counted; /* in its pipe's in_progress */
+    bool counted;  /* in its pipe's in_progress */
+    size_t unsent; /* bytes of its reply, in its pipe's unsent */
     bool has_peer;
     uint32_t pipe;
     uint64_t uid, pid;
@@ -82,6 +84,7 @@ struct pipe_entry {
     bool has_peer;
     uint64_t uid, pid;
     unsigned in_progress;
+    size_t unsent;
 };
 
 struct wire_server {
@@ -115,7 +118,10 @@ static void pipe_uncount(struct wire_server *s, struct wire_req *r)
 
     if (p && p->in_progress > 0)
         p->in_progress--;
+    if (p)
+        p->unsent -= r->unsent < p->unsent ? r->unsent : p->unsent;
     r->counted = false;
+    r->unsent = 0;
 }
 
 /* ADD_PRE comes before the pipe's first message, ADD_POST may come after it. */
@@ -497,12 +503,20 @@ bool wire_gone(const struct wire_req *r)
 void wire_reply(struct wire_req *r, const void *data, size_t bytes)
 {
     struct wire_server *s = r->server;
+    struct pipe_entry *p;
     nng_msg *msg;
 
     pthread_mutex_lock(&s->lock);
     msg = r->msg;
     r->msg = NULL;
     r->state = REQ_SENDING;
+    p = r->counted ? pipe_find(s, r->pipe) : NULL;
+    if (p && p->unsent > 0 && p->unsent + bytes > UNSENT_BYTES) {
+        data = s->o.busy;
+        bytes = s->o.busy_bytes;
+    }
+    if (p)
+        p->unsent += r->unsent = bytes;
     pthread_mutex_unlock(&s->lock);
     send_frame(r, msg, data, bytes);
 }

@@ -48,7 +48,8 @@ uint32_t wire_pipe(const struct wire_req *r); /* the connection, never reused so
  * becomes true for a taken request; then drop it. */
 bool wire_gone(const struct wire_req *r);
 
-/* Sends a copy. A peer that does not read for 5 s loses its connection. */
+/* Sends a copy. A peer that reads nothing while another reply waits for 5 s loses its
+ * connection; one that more than 1 MiB of replies wait for gets `busy` instead. */
 void wire_reply(struct wire_req *r, const void *data, size_t bytes);
 void wire_drop(struct wire_req *r);
 

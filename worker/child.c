@@ -87,7 +87,7 @@ int child_spawn(struct child *c, const struct gang *g, int rank, int dir_fd,
     memset(c, 0, sizeof *c);
     c->pidfd = c->link = c->log = -1;
     snprintf(path, sizeof path, "%s/rank-%d.log", attempt_dir, rank);
-    out = open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0640);
+    out = open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
     c->log = open(path, O_WRONLY | O_CLOEXEC); /* ours is not appending: it cuts */
     if (out < 0 || c->log < 0) {
         r = err_set(err, -errno, "%s: %s", path, strerror(errno));

@@ -114,7 +114,7 @@ int ckpt_save(const struct ckpt_save *s, struct err *err)
     snprintf(part, sizeof part, ".%s.part", name);
     snprintf(target, sizeof target, "attempts/%u/%s", s->dir->attempt, name);
     r = rundir_remove(s->dir->attempt_fd, part);
-    if (r == 0 && mkdirat(s->dir->attempt_fd, part, 0750) < 0)
+    if (r == 0 && mkdirat(s->dir->attempt_fd, part, 0777) < 0)
         r = -errno;
     if (r == 0) {
         fd = openat(s->dir->attempt_fd, part, O_RDONLY | O_DIRECTORY | O_CLOEXEC);

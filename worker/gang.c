@@ -97,6 +97,7 @@ static int gang_take(const json_t *o, struct gang *g)
     const json_int_t job = json_integer_value(json_object_get(o, "job"));
     const json_int_t attempt = json_integer_value(json_object_get(o, "attempt"));
     const json_int_t threads = json_integer_value(json_object_get(o, "threads_per_device"));
+    const json_t *mask = json_object_get(o, "umask");
 
     if (json_integer_value(json_object_get(o, "v")) != 1 || job < 0 || attempt < 1 ||
         attempt > UINT32_MAX || threads < 0 || threads > 4096)
@@ -104,6 +105,7 @@ static int gang_take(const json_t *o, struct gang *g)
     g->job = (uint64_t)job;
     g->attempt = (uint32_t)attempt;
     g->threads_per_device = (int)threads;
+    g->umask = json_is_integer(mask) ? (int)json_integer_value(mask) & 0777 : -1;
     g->output_dir = take_string(o, "output_dir");
     g->device_type = take_string(o, "device_type");
     g->worker_url = take_string(o, "worker_url");

@@ -24,6 +24,7 @@ struct gang { /* gang.json */
     char *worker_url;       /* "" without a daemon                                   */
     char *spec, *user_spec; /* JSON texts; user_spec may be NULL                     */
     bool overwrite;         /* attempt 1 may remove an earlier run                   */
+    int umask;              /* of all that is written into the run folder; -1: ours as it is */
     char *worker;           /* program of the ranks, NULL: our own                   */
     int64_t beat_ms;        /* how often a rank says that it lives                   */
     int64_t silence_ms;     /* a rank that says nothing so long ends the gang        */

@@ -324,6 +324,7 @@ static void hello_start(struct reporter *r)
 {
     struct msg m = {.type = MSG_T_w_hello};
 
+    r->version = MSG_WORKER_V_MIN; /* until the daemon has said which it speaks */
     WHO(r, m.w_hello);
     m.w_hello.v_min = MSG_WORKER_V_MIN;
     m.w_hello.v_max = MSG_WORKER_V_MAX;

@@ -225,7 +225,7 @@ int spool_create(const char *attempt_dir, uint32_t attempt, struct spool **ret, 
     s->synced = clock_ms(CLOCK_MONOTONIC);
     if (snprintf(path, sizeof path, "%s/metrics.jsonl", attempt_dir) >= (int)sizeof path)
         goto fail;
-    s->fd = open(path, O_RDWR | O_CREAT | O_APPEND | O_CLOEXEC, 0640);
+    s->fd = open(path, O_RDWR | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
     if (s->fd < 0) {
         r = -errno;
         goto fail;

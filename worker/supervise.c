@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/signalfd.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -284,6 +285,8 @@ int supervise_gang(const struct supervise_opts *o, struct gang_exit *ret, struct
     r = supervise_start_lock(s, err);
     if (r == 0)
         r = gang_read(s->dir_fd, &s->gang, err);
+    if (r == 0 && s->gang->umask >= 0)
+        (void)umask((mode_t)s->gang->umask); /* the daemon's own is for its own files */
     if (r == 0)
         r = supervise_start_inputs(s, err);
     if (r != 0)

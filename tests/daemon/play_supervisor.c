@@ -2,9 +2,10 @@
  * spec tells it to ({"play": {"steps": 3, "delay_ms": 10, "end": "done"}}).
  *
  * Called as alignd calls align-worker: play_supervisor supervise GANGDIR, token on
- * descriptor 3. load_ms, eval_ms, complete_ms: how long it is in these phases. end: done, early
- * (before it takes its lock), fail, vanish (dies without a record), lie (a record of another job),
- * stay (waits for an order). */
+ * descriptor 3. meet: in which order values are put and wanted around a gate (a file at-N of ours,
+ * after which the test does what it likes until it makes go-N). load_ms, eval_ms, complete_ms: how
+ * long it is in these phases. end: done, early (before it takes its lock), fail, vanish (dies
+ * without a record), lie (a record of another job), stay (waits for an order). */
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
@@ -73,6 +74,12 @@ static long long play_int(const struct play *p, const char *key, long long other
     const json_t *v = json_object_get(play, key);
 
     return json_is_integer(v) ? json_integer_value(v) : otherwise;
+}
+
+static const char *play_text(const struct play *p, const char *key)
+{
+    return json_string_value(
+        json_object_get(json_object_get(json_object_get(p->gang, "spec"), "play"), key));
 }
 
 /* For measuring: "clock" puts the time of sending into the row, in microseconds. */
@@ -190,6 +197,98 @@ static void meet(struct play *p, long long ms)
     codec_free(v);
 }
 
+/* Stops at the gate until the test opens it. */
+static void gate(int n)
+{
+    char name[32];
+    FILE *f;
+
+    snprintf(name, sizeof name, "at-%d", n);
+    f = fopen(name, "w");
+    if (!f || fclose(f) != 0)
+        quit(name);
+    snprintf(name, sizeof name, "go-%d", n);
+    for (int i = 0; access(name, F_OK) < 0; i++) {
+        if (i == 30000)
+            quit("nobody opened the gate");
+        usleep(2000);
+    }
+}
+
+static struct msg want(const char *name)
+{
+    struct msg m = {.type = MSG_T_w_rdv_get};
+
+    m.w_rdv_get.name = name;
+    return m;
+}
+
+static struct msg bring(const char *name, const char *value)
+{
+    struct msg m = {.type = MSG_T_w_rdv_put};
+
+    m.w_rdv_put.name = name;
+    m.w_rdv_put.value = (struct msg_bin){value, strlen(value)};
+    return m;
+}
+
+static void expect_value(struct msg *v, const char *value)
+{
+    if (v->type != MSG_T_w_value || !v->w_value.found || v->w_value.value.bytes != strlen(value) ||
+        memcmp(v->w_value.value.data, value, strlen(value)) != 0)
+        quit("the value is not what was put");
+    codec_free(v);
+}
+
+/* The other order: the value is wanted, and the request held, before it is there. */
+static void want_first(struct play *p)
+{
+    struct msg get = want("late"), put = bring("late", "after the kill");
+    struct wire_call *k;
+    uint8_t *frame, *data;
+    size_t bytes, n;
+    struct msg *v;
+    int r;
+
+    get.w_rdv_get.job = p->job;
+    get.w_rdv_get.attempt = p->attempt;
+    get.w_rdv_get.token = p->token;
+    if (codec_encode(&get, &frame, &bytes, NULL) < 0 ||
+        wire_call_new(p->wire, NULL, NULL, &k) < 0 || wire_call_start(k, frame, bytes, -1) < 0)
+        quit("get");
+    beat(p, MSG_PHASE_LOADING, 0, 100); /* answered after the daemon has heard the get */
+    gate(1);
+    codec_free(ask(p, &put));
+    while ((r = wire_call_take(k, &data, &n)) == -EAGAIN)
+        usleep(2000);
+    if (r < 0 || codec_decode(data, n, &v, NULL) < 0)
+        quit("the held get");
+    expect_value(v, "after the kill");
+    free(data);
+    free(frame);
+    wire_call_free(k);
+}
+
+static void meet_in_order(struct play *p, const char *order)
+{
+    struct msg put = bring("first", "before the kill"), get = want("first");
+    struct msg other = bring("first", "another value");
+
+    if (!strcmp(order, "get-kill-put")) {
+        want_first(p);
+        return;
+    }
+    if (!strcmp(order, "put-kill-get"))
+        codec_free(ask(p, &put));
+    gate(1);
+    if (!strcmp(order, "kill-put-get"))
+        codec_free(ask(p, &put));
+    expect_value(ask(p, &get), "before the kill");
+    codec_free(ask(p, &put)); /* the same again is fine */
+    gate(2);
+    codec_free(ask(p, &other)); /* ends us: the name is taken */
+}
+
 static void say(struct play *p, uint64_t *offset, const char *text)
 {
     struct msg m = {.type = MSG_T_w_log};
@@ -249,8 +348,7 @@ static void read_gang(struct play *p)
     p->attempt = (uint64_t)json_integer_value(json_object_get(p->gang, "attempt"));
     p->steps = play_int(p, "steps", 3);
     p->delay_ms = play_int(p, "delay_ms", 0);
-    p->end = json_string_value(
-        json_object_get(json_object_get(json_object_get(p->gang, "spec"), "play"), "end"));
+    p->end = play_text(p, "end");
     if (!p->end || (p->attempt > 1 && strcmp(p->end, "early") != 0))
         p->end = "done";
     p->first = p->attempt > 1 ? play_int(p, "resume", 0) : 0;
@@ -293,6 +391,8 @@ int main(int argc, char **argv)
     say(&p, &offset, "hello from rank 0\n");
     if (play_int(&p, "meet_ms", 0) > 0)
         meet(&p, play_int(&p, "meet_ms", 0));
+    if (p.attempt == 1 && play_text(&p, "meet"))
+        meet_in_order(&p, play_text(&p, "meet"));
     beat(&p, MSG_PHASE_LOADING, 0, play_int(&p, "load_ms", 0));
     report(&p, n++, MSG_ROW_START, p.first, 0, MSG_PHASE_TRAINING);
     for (long long s = p.first + 1; s <= p.steps; s++) {

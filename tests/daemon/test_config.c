@@ -129,6 +129,38 @@ static void reloaded(void **state)
     assert_int_equal(c->cpu_slots, 3);
     put("{broken");
     assert_int_equal(config_reload(c, &err), -EINVAL);
+    assert_int_equal(c->n_operators, 1);
+    put("{\"cpu_slots\": 3}"); /* what is gone has its default again */
+    assert_int_equal(config_reload(c, &err), 0);
+    assert_int_equal(c->n_operators, 0);
+    assert_int_equal(c->log_level, LOG_INFO);
+    put("{\"worker\": \"/bin/true\", \"cpu_slots\": 3}");
+    assert_int_equal(config_reload(c, &err), -EINVAL);
+    assert_non_null(strstr(err.text, "worker"));
+    put("{}"); /* a key that goes away has changed too */
+    assert_int_equal(config_reload(c, &err), -EINVAL);
+    assert_non_null(strstr(err.text, "cpu_slots"));
+    config_free(c);
+}
+
+/* The command line wins at a reload as it did at the start. */
+static void reloaded_beside_options(void **state)
+{
+    struct config *c;
+    struct err err;
+
+    (void)state;
+    put("{\"cpu_slots\": 3, \"log_level\": \"warn\"}");
+    assert_int_equal(read_with("--cpu-slots", "5", &c, &err), 0);
+    put("{\"cpu_slots\": 3, \"log_level\": \"error\", \"operators\": [7]}");
+    assert_int_equal(config_reload(c, &err), 0);
+    assert_int_equal(c->cpu_slots, 5);
+    assert_int_equal(c->log_level, LOG_ERROR);
+    assert_int_equal(c->n_operators, 1);
+    config_free(c);
+    assert_int_equal(read_with("--log-level", "debug", &c, &err), 0);
+    assert_int_equal(config_reload(c, &err), 0);
+    assert_int_equal(c->log_level, LOG_DEBUG);
     config_free(c);
 }
 
@@ -164,6 +196,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(options, setup, teardown),
         cmocka_unit_test_setup_teardown(file, setup, teardown),
         cmocka_unit_test_setup_teardown(reloaded, setup, teardown),
+        cmocka_unit_test_setup_teardown(reloaded_beside_options, setup, teardown),
         cmocka_unit_test_setup_teardown(state_folder, setup, teardown),
     };
 

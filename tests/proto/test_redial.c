@@ -41,28 +41,22 @@ struct peer {
     enum manner manner; /* of the first connection; the next is answered */
     int listener;
     int first; /* kept open: closing it would be a word                  */
+    char path[96];
     pthread_t thread;
 };
 
-static char dir[64], url[128];
+static char dir[64];
 
 static int setup(void **state)
 {
     (void)state;
     snprintf(dir, sizeof dir, "/tmp/alignd-redial-XXXXXX");
-    if (!mkdtemp(dir))
-        return -1;
-    snprintf(url, sizeof url, "ipc://%s/s", dir);
-    return 0;
+    return mkdtemp(dir) ? 0 : -1;
 }
 
 static int teardown(void **state)
 {
-    char path[128];
-
     (void)state;
-    snprintf(path, sizeof path, "%s/s", dir);
-    unlink(path);
     return rmdir(dir);
 }
 
@@ -166,14 +160,16 @@ static void peer_open(struct peer *p, enum manner manner)
     struct sockaddr_un a = {.sun_family = AF_UNIX};
 
     *p = (struct peer){.manner = manner, .first = -1};
-    snprintf(a.sun_path, sizeof a.sun_path, "%s/s", dir);
+    snprintf(p->path, sizeof p->path, "%s/s%d", dir, (int)manner);
+    memcpy(a.sun_path, p->path, sizeof p->path);
     p->listener = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
     assert_int_equal(bind(p->listener, (struct sockaddr *)&a, sizeof a), 0);
     assert_int_equal(listen(p->listener, 8), 0);
     assert_int_equal(pthread_create(&p->thread, NULL, peer_run, p), 0);
 }
 
-static void peer_close(struct peer *p)
+/* Its file stays, as a kill leaves it. */
+static void peer_leave(struct peer *p)
 {
     shutdown(p->listener, SHUT_RDWR);
     assert_int_equal(pthread_join(p->thread, NULL), 0);
@@ -182,108 +178,91 @@ static void peer_close(struct peer *p)
         close(p->first);
 }
 
+static void peer_close(struct peer *p)
+{
+    peer_leave(p);
+    unlink(p->path);
+}
+
 /* ---- the tests ---- */
 
-static void answered_in_the_end(enum manner manner)
+struct asked {
+    struct peer peer;
+    struct wire_client *client;
+    struct wire_call *call;
+};
+
+static void ask(struct asked *a)
 {
-    struct wire_client *c;
-    struct peer p;
+    char url[128];
+
+    snprintf(url, sizeof url, "ipc://%s", a->peer.path);
+    assert_int_equal(wire_dial(url, WIRE_WAIT, &a->client, NULL), 0);
+    assert_int_equal(wire_call_new(a->client, NULL, NULL, &a->call), 0);
+    assert_int_equal(wire_call_start(a->call, "precious", 8, PATIENCE_MS), 0);
+}
+
+static void expect_answer(struct asked *a, const char *name)
+{
     uint8_t *data;
     size_t n;
+    int r;
 
-    peer_open(&p, manner);
-    assert_int_equal(wire_dial(url, WIRE_WAIT, &c, NULL), 0);
-    assert_int_equal(wire_call(c, "precious", 8, PATIENCE_MS, &data, &n), 0);
+    while ((r = wire_call_take(a->call, &data, &n)) == -EAGAIN)
+        usleep(1000);
+    if (r != 0)
+        fail_msg("a peer that is %s at first: %s", name, strerror(-r));
     assert_int_equal(n, 8);
     assert_memory_equal(data, "precious", 8);
     free(data);
-    wire_hangup(c);
-    peer_close(&p);
+    wire_call_free(a->call);
+    wire_hangup(a->client);
+    peer_close(&a->peer);
 }
 
-/* The request lies unread in the peer's socket (decision 5, state 2). */
-static void silent(void **state)
+/* silent: the request lies unread in the peer's socket (decision 5, state 2); mute: no
+ * connection comes about (state 1). All at once, so that it does not take long. */
+static void answered_in_the_end(void **state)
 {
-    (void)state;
-    answered_in_the_end(SILENT);
-}
+    static const char *const names[] = {
+        [SILENT] = "silent",
+        [MUTE] = "mute",
+        [HALF_HELLO] = "gone in its first word",
+        [WRONG_PROTOCOL] = "of another protocol",
+        [HALF_REPLY] = "silent in its reply",
+        [HUGE_REPLY] = "lying about a length",
+        [GONE] = "gone at once",
+    };
+    struct asked a[KIND];
 
-/* Connected, and not a word of the protocol (state 1: no connection comes about). */
-static void mute(void **state)
-{
     (void)state;
-    answered_in_the_end(MUTE);
-}
-
-static void dies_in_its_first_word(void **state)
-{
-    (void)state;
-    answered_in_the_end(HALF_HELLO);
-}
-
-static void dies_at_once(void **state)
-{
-    (void)state;
-    answered_in_the_end(GONE);
-}
-
-static void another_protocol(void **state)
-{
-    (void)state;
-    answered_in_the_end(WRONG_PROTOCOL);
-}
-
-static void silent_in_its_reply(void **state)
-{
-    (void)state;
-    answered_in_the_end(HALF_REPLY);
-}
-
-static void lies_about_its_length(void **state)
-{
-    (void)state;
-    answered_in_the_end(HUGE_REPLY);
+    for (int i = 0; i < KIND; i++) {
+        peer_open(&a[i].peer, (enum manner)i);
+        ask(&a[i]);
+    }
+    for (int i = 0; i < KIND; i++)
+        expect_answer(&a[i], names[i]);
 }
 
 /* A file without anybody behind it, as a kill leaves it; then somebody. */
 static void nobody_then_somebody(void **state)
 {
-    struct wire_client *c;
-    struct wire_call *k;
-    struct peer p;
-    uint8_t *data;
-    size_t n;
-    int r;
+    struct asked a;
 
     (void)state;
-    peer_open(&p, KIND);
-    peer_close(&p);
-    assert_int_equal(wire_dial(url, WIRE_WAIT, &c, NULL), 0);
-    assert_int_equal(wire_call_new(c, NULL, NULL, &k), 0);
-    assert_int_equal(wire_call_start(k, "precious", 8, PATIENCE_MS), 0);
+    peer_open(&a.peer, KIND);
+    peer_leave(&a.peer);
+    ask(&a);
     usleep(400000); /* 8 s of its clock */
-    unlink(url + strlen("ipc://"));
-    peer_open(&p, KIND);
-    while ((r = wire_call_take(k, &data, &n)) == -EAGAIN)
-        usleep(1000);
-    assert_int_equal(r, 0);
-    assert_memory_equal(data, "precious", 8);
-    free(data);
-    wire_call_free(k);
-    wire_hangup(c);
-    peer_close(&p);
+    unlink(a.peer.path);
+    peer_open(&a.peer, KIND);
+    expect_answer(&a, "not there");
 }
 
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test_setup_teardown(silent, setup, teardown),
-        cmocka_unit_test_setup_teardown(mute, setup, teardown),
-        cmocka_unit_test_setup_teardown(dies_in_its_first_word, setup, teardown),
-        cmocka_unit_test_setup_teardown(dies_at_once, setup, teardown),
-        cmocka_unit_test_setup_teardown(another_protocol, setup, teardown),
-        cmocka_unit_test_setup_teardown(silent_in_its_reply, setup, teardown),
-        cmocka_unit_test_setup_teardown(lies_about_its_length, setup, teardown),
+        cmocka_unit_test_setup_teardown(answered_in_the_end, setup, teardown),
         cmocka_unit_test_setup_teardown(nobody_then_somebody, setup, teardown),
     };
 

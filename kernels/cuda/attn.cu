@@ -1,34 +1,16 @@
 /* attn.cu - variable-length causal attention with grouped queries, for every head
- * size and both storage types: tiles of 32 queries by 32 keys, float32 inside.
+ * size and both storage types: tiles of 32 queries by 32 keys, float32 inside. The
+ * portable kernels: float32, and what attn_mma_*.cu is tested against; bf16 comes here
+ * only where rows are not made of aligned 16-byte pieces.
  *
  * Online softmax over key tiles that begin at each sequence's first key (Dao 2023,
  * arXiv:2307.08691, algorithm 1); a row's numbers depend on nothing but its own
  * sequence. The backward recomputes probabilities from the log-sum-exp in two
  * kernels without atomics: one gathers dq over key tiles, one gathers dk and dv
  * over the query tiles of all heads of the group, both in a fixed order. */
-#include "cuda.cuh"
+#include "attn.cuh"
 
 enum { TILE = 32, ATTN_THREADS = 256, ROWS = TILE * 32 / ATTN_THREADS };
-
-struct attn_at { /* one sequence and where its rows lie */
-    int q0, lq, k0, lk, shift;
-};
-
-__device__ static inline attn_at sequence(const kn_attn_shape &s, int i)
-{
-    attn_at a;
-    a.q0 = s.cu_q[i];
-    a.lq = s.cu_q[i + 1] - a.q0;
-    a.k0 = s.cu_k[i];
-    a.lk = s.cu_k[i + 1] - a.k0;
-    a.shift = a.lk - a.lq; /* query i stands at key i + shift */
-    return a;
-}
-
-__device__ static inline bool sees(int query_key, int key, int window)
-{
-    return key <= query_key && (window <= 0 || key > query_key - window);
-}
 
 /* Rows [r0, r0 + TILE) of a matrix's head into shared memory, zero beyond `rows`. */
 template <class T>
@@ -55,7 +37,7 @@ __global__ void __launch_bounds__(ATTN_THREADS)
     attn_fwd(T *o, int64_t ldo, float *lse, const T *q, int64_t ldq, const T *k, int64_t ldk,
              const T *v, int64_t ldv, kn_attn_shape s)
 {
-    const attn_at at = sequence(s, blockIdx.z);
+    const attn_at at = attn_sequence(s, blockIdx.z);
     const int q0 = blockIdx.x * TILE, h = blockIdx.y, hd = s.head_dim, pad = hd + 1;
     const int kc = h / (s.heads / s.kv_heads) * hd;
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
@@ -83,7 +65,8 @@ __global__ void __launch_bounds__(ATTN_THREADS)
         __syncthreads();
         for (int r = 0; r < ROWS; r++) {
             const int row = warp * ROWS + r;
-            const bool ok = j0 + lane < at.lk && sees(q0 + row + at.shift, j0 + lane, s.window);
+            const bool ok =
+                j0 + lane < at.lk && attn_sees(q0 + row + at.shift, j0 + lane, s.window);
             const float x = ok ? row_dot(sq + row * pad, sk + lane * pad, hd) * s.scale : -INFINITY;
             const float top = fmaxf(m[r], warp_max(x));
             const float p = top == -INFINITY ? 0.0f : expf(x - top);
@@ -155,7 +138,7 @@ __device__ static inline void pair_tile(const attn_bwd_args<T> &a, const attn_at
         const int row = warp * ROWS + r;
         float p = 0.0f, ds = 0.0f;
         if (q0 + row < at.lq && j0 + lane < at.lk &&
-            sees(q0 + row + at.shift, j0 + lane, a.s.window)) {
+            attn_sees(q0 + row + at.shift, j0 + lane, a.s.window)) {
             const int64_t t = (int64_t)(at.q0 + q0 + row) * a.s.heads + h;
             const float x = row_dot(sq + row * pad, sk + lane * pad, hd);
             const float dp = row_dot(sdo + row * pad, sv + lane * pad, hd);
@@ -170,7 +153,7 @@ __device__ static inline void pair_tile(const attn_bwd_args<T> &a, const attn_at
 template <class T, int NC>
 __global__ void __launch_bounds__(ATTN_THREADS) attn_bwd_q(attn_bwd_args<T> a)
 {
-    const attn_at at = sequence(a.s, blockIdx.z);
+    const attn_at at = attn_sequence(a.s, blockIdx.z);
     const int q0 = blockIdx.x * TILE, h = blockIdx.y, hd = a.s.head_dim, pad = hd + 1;
     const int kc = h / (a.s.heads / a.s.kv_heads) * hd;
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
@@ -206,8 +189,7 @@ __global__ void __launch_bounds__(ATTN_THREADS) attn_bwd_q(attn_bwd_args<T> a)
         const int row = q0 + warp * ROWS + r;
         for (int c = 0; c < NC; c++) {
             if (row < at.lq && c * 32 + lane < hd)
-                a.dq[(int64_t)(at.q0 + row) * a.lddq + h * hd + c * 32 + lane] =
-                    fromf<T>(dq[r][c]);
+                a.dq[(int64_t)(at.q0 + row) * a.lddq + h * hd + c * 32 + lane] = fromf<T>(dq[r][c]);
         }
     }
 }
@@ -215,7 +197,7 @@ __global__ void __launch_bounds__(ATTN_THREADS) attn_bwd_q(attn_bwd_args<T> a)
 template <class T, int NC>
 __global__ void __launch_bounds__(ATTN_THREADS) attn_bwd_kv(attn_bwd_args<T> a)
 {
-    const attn_at at = sequence(a.s, blockIdx.z);
+    const attn_at at = attn_sequence(a.s, blockIdx.z);
     const int j0 = blockIdx.x * TILE, kv = blockIdx.y, hd = a.s.head_dim, pad = hd + 1;
     const int group = a.s.heads / a.s.kv_heads;
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
@@ -301,12 +283,23 @@ template <class T, int NC> static void launch_bwd(kn_ctx *ctx, const kn_attn_bwd
     const size_t tile = SMEM16(TILE * (s->head_dim + 1) * sizeof(float));
     const size_t smem = 4 * tile + 2 * SMEM16(TILE * (TILE + 1) * sizeof(float));
     const int64_t n = b->q.rows * s->heads;
-    const attn_bwd_args<T> a = {
-        (T *)b->dq.p,         (T *)b->dk.p,        (T *)b->dv.p,        (const T *)b->d_o.p,
-        (const T *)b->q.p,    (const T *)b->k.p,   (const T *)b->v.p,   b->dq.ld,
-        b->dk.ld,             b->dv.ld,            b->d_o.ld,           b->q.ld,
-        b->k.ld,              b->v.ld,             b->lse,              b->delta,
-        *s};
+    const attn_bwd_args<T> a = {(T *)b->dq.p,
+                                (T *)b->dk.p,
+                                (T *)b->dv.p,
+                                (const T *)b->d_o.p,
+                                (const T *)b->q.p,
+                                (const T *)b->k.p,
+                                (const T *)b->v.p,
+                                b->dq.ld,
+                                b->dk.ld,
+                                b->dv.ld,
+                                b->d_o.ld,
+                                b->q.ld,
+                                b->k.ld,
+                                b->v.ld,
+                                b->lse,
+                                b->delta,
+                                *s};
 
     zero_mat<T>(ctx, &b->dq);
     zero_mat<T>(ctx, &b->dk);
@@ -360,6 +353,9 @@ int cuda_attn_fwd(kn_ctx *ctx, const kn_attn_fwd *a)
         return r < 0 ? r : 0;
     if (a->shape.n_seqs == 0 || a->shape.max_q == 0)
         return 0;
+    const kn_mat *const mats[] = {&a->o, &a->q, &a->k, &a->v};
+    if (cuda_attn_mma_ok(&a->shape, mats, 4))
+        return cuda_attn_mma_fwd(ctx, a);
     a->q.dtype == KN_BF16 ? by_width_fwd<bf16_t>(ctx, a) : by_width_fwd<float>(ctx, a);
     return cuda_launched();
 }
@@ -370,6 +366,9 @@ int cuda_attn_bwd(kn_ctx *ctx, const kn_attn_bwd *a)
 
     if (r)
         return r < 0 ? r : 0;
+    const kn_mat *const mats[] = {&a->dq, &a->dk, &a->dv, &a->d_o, &a->o, &a->q, &a->k, &a->v};
+    if (cuda_attn_mma_ok(&a->shape, mats, 8))
+        return cuda_attn_mma_bwd(ctx, a);
     a->q.dtype == KN_BF16 ? by_width_bwd<bf16_t>(ctx, a) : by_width_bwd<float>(ctx, a);
     return cuda_launched();
 }

@@ -20,6 +20,23 @@ template <> __device__ __forceinline__ bf16_t fromf<bf16_t>(float x)
     return __float2bfloat16_rn(x);
 }
 
+// Eight elements, moved 16 bytes at a time. The address is 16-byte aligned.
+template <class T> struct alignas(16) vec8 {
+    T v[8];
+};
+template <class T> __device__ __forceinline__ vec8<T> load8(const T *p)
+{
+    vec8<T> x;
+    for (unsigned i = 0; i < sizeof x / 16; i++)
+        ((uint4 *)&x)[i] = ((const uint4 *)p)[i];
+    return x;
+}
+template <class T> __device__ __forceinline__ void store8(T *p, const vec8<T> &x)
+{
+    for (unsigned i = 0; i < sizeof x / 16; i++)
+        ((uint4 *)p)[i] = ((const uint4 *)&x)[i];
+}
+
 __device__ __forceinline__ float warp_sum(float v)
 {
 #pragma unroll

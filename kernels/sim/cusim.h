@@ -47,6 +47,7 @@ int linear_tid();
 // Shared memory of the current block, one redzoned piece per key; made at first use.
 void *shared_get(const void *key, size_t bytes, size_t align, size_t dyn_end);
 int shared_bytes_dynamic();
+bool shared_span(const void *p, size_t n); // inside one shared array of the block
 [[noreturn]] void fatal(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 void rc_atomic(const void *p, size_t n); // race checker: atomic access
 void rc_fence();
@@ -511,90 +512,5 @@ static inline cudaError_t cudaFuncSetAttribute(void (*f)(P...), cudaFuncAttribut
     return cudaSuccess;
 }
 
-// ---- tensor cores: mma.sync / ldmatrix as warp collectives ---------------------------
-namespace cusim
-{
-struct Mma {
-    float *d;
-    const uint32_t *a, *b;
-    const float *c;
-};
-inline float bf(uint32_t r, int hi)
-{
-    return cusim_bits<float>((hi ? r >> 16 : r & 0xffff) << 16);
-}
-// Layout of the fragments: PTX ISA, "Matrix Fragments for mma.m16n8k16".
-CUSIM_NOSAN inline void mma_16816_done(void *const *desc, unsigned mask, unsigned)
-{
-    if (mask != 0xffffffffu)
-        fatal("mma.sync with an incomplete warp");
-    float A[16][16], B[16][8], D[16][8];
-    for (int l = 0; l < 32; l++) {
-        const Mma *m = (const Mma *)desc[l];
-        int g = l >> 2, t = l & 3;
-        for (int h = 0; h < 2; h++) {
-            A[g][t * 2 + h] = bf(m->a[0], h);
-            A[g + 8][t * 2 + h] = bf(m->a[1], h);
-            A[g][t * 2 + 8 + h] = bf(m->a[2], h);
-            A[g + 8][t * 2 + 8 + h] = bf(m->a[3], h);
-            B[t * 2 + h][g] = bf(m->b[0], h);
-            B[t * 2 + 8 + h][g] = bf(m->b[1], h);
-            D[g][t * 2 + h] = m->c[h];
-            D[g + 8][t * 2 + h] = m->c[2 + h];
-        }
-    }
-    for (int i = 0; i < 16; i++)
-        for (int k = 0; k < 16; k++)
-            for (int j = 0; j < 8; j++)
-                D[i][j] += A[i][k] * B[k][j];
-    for (int l = 0; l < 32; l++) {
-        const Mma *m = (const Mma *)desc[l];
-        int g = l >> 2, t = l & 3;
-        for (int h = 0; h < 2; h++) {
-            m->d[h] = D[g][t * 2 + h];
-            m->d[2 + h] = D[g + 8][t * 2 + h];
-        }
-    }
-}
-struct Ldm {
-    uint32_t *r;
-    const void *row;
-    int n, trans;
-};
-CUSIM_NOSAN inline void ldmatrix_done(void *const *desc, unsigned mask, unsigned)
-{
-    if (mask != 0xffffffffu)
-        fatal("ldmatrix with an incomplete warp");
-    for (int l = 0; l < 32; l++) {
-        Ldm *m = (Ldm *)desc[l];
-        for (int i = 0; i < m->n; i++) {
-            uint16_t v[2];
-            for (int h = 0; h < 2; h++) {
-                int row = m->trans ? (l & 3) * 2 + h : l >> 2,
-                    col = m->trans ? l >> 2 : (l & 3) * 2 + h;
-                const uint16_t *p = (const uint16_t *)((Ldm *)desc[i * 8 + row])->row;
-                if ((uintptr_t)p & 15)
-                    fatal("ldmatrix row address of lane %d not 16-byte aligned", i * 8 + row);
-                v[h] = p[col];
-            }
-            m->r[i] = (uint32_t)v[1] << 16 | v[0];
-        }
-    }
-}
-inline void ldmatrix(uint32_t *r, const void *row, int n, int trans, CUSIM_SITE)
-{
-    if (lane_id() < n * 8)
-        rc_access(row, 16, false);
-    Ldm m = {r, row, n, trans};
-    warp_collective(0xffffffffu, "ldmatrix", &m, ldmatrix_done, file_, line_);
-}
-inline void mma_m16n8k16(float *d, const uint32_t *a, const uint32_t *b, const float *c, CUSIM_SITE)
-{
-    Mma m = {d, a, b, c};
-    warp_collective(0xffffffffu, "mma.m16n8k16", &m, mma_16816_done, file_, line_);
-}
-void cp_async(void *dst, const void *src, int bytes); // deferred: lands at cp_async_wait
-void cp_async_commit();
-void cp_async_wait(int pending_groups);
-} // namespace cusim
+#include "cusim_mma.h"
 #endif

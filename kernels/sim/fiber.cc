@@ -531,14 +531,21 @@ void spin_yield()
 }
 
 // ---- cp.async: the copy lands when the thread waits for its group -----------------
-void cp_async(void *dst, const void *src, int n)
+void cp_async(void *dst, const void *src, int n, bool ok)
 {
     if (((uintptr_t)dst | (uintptr_t)src) & (uintptr_t)(n - 1))
         fatal("cp.async %d: misaligned address", n);
-    rc_access(src, n, false);
+    if (!shared_span(dst, n))
+        fatal("cp.async %d: the target lies outside any shared array", n);
+    if (ok) {
+        if (!heap_range_ok(src, n))
+            fatal("cp.async %d: the source lies outside any allocation: %s", n,
+                  heap_describe(src));
+        rc_access(src, n, false);
+    }
     rc_access(dst, n, true);
     memset(dst, 0xff, n); // reading it now gives NaN
-    cur->cp.push_back({dst, src, n, cur->cp_group});
+    cur->cp.push_back({dst, ok ? src : nullptr, n, cur->cp_group});
 }
 void cp_async_commit()
 {
@@ -550,7 +557,10 @@ void cp_async_wait(int pending)
     for (auto &c : cur->cp) {
         if (c.group < cur->cp_group - pending) {
             rc_access(c.dst, c.bytes, true);
-            memcpy(c.dst, c.src, c.bytes);
+            if (c.src)
+                memcpy(c.dst, c.src, c.bytes);
+            else
+                memset(c.dst, 0, c.bytes);
         } else
             cur->cp[k++] = c;
     }
@@ -578,6 +588,10 @@ bool shared_range_ok(const void *p, size_t n)
         if ((const char *)p >= piece[i].p && (const char *)p + n <= piece[i].p + piece[i].n)
             return true;
     return false;
+}
+bool shared_span(const void *p, size_t n)
+{
+    return shared_range_ok(p, n);
 }
 const char *shared_describe(const void *p)
 {

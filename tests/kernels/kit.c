@@ -32,7 +32,7 @@ enum kn_dtype kit_dtype(int argc, char **argv)
 
     if (argc < 2 || strcmp(argv[1], "bf16") != 0)
         return KN_F32;
-    if (!kit_open(&k, "cpu", KN_BF16, 1)) {
+    if (!kit_open(&k, argc > 2 ? argv[2] : "cpu", KN_BF16, 1)) {
         puts("skipped: no AVX512-BF16 here (processor, or ONEDNN_MAX_CPU_ISA)");
         exit(77);
     }
@@ -219,7 +219,7 @@ struct kn_mat kit_mat(struct kit *k, int64_t rows, int64_t cols, enum kn_dtype d
                       int64_t row0, double scale)
 {
     struct kn_mat m = {
-        .rows = rows, .cols = cols, .ld = (cols / KN_LD + 1) * KN_LD, .dtype = dtype};
+        .rows = rows, .cols = cols, .ld = (cols / KN_LD + 1) * KN_LD + k->odd, .dtype = dtype};
 
     m.p = kit_alloc(k, mat_bytes(k, &m));
     kit_fill(k, &m, 0, rows, seed, row0, scale);
@@ -329,4 +329,26 @@ void kit_logits_near(const struct kit *ka, const struct kn_mat *a, const struct 
     }
     free(x);
     free(y);
+}
+
+void kit_near_rms(const char *what, const struct kit *ka, const struct kn_mat *a,
+                  const struct kit *kb, const struct kn_mat *b, double most)
+{
+    void *x = kit_down(ka, a->p, mat_bytes(ka, a)), *y = kit_down(kb, b->p, mat_bytes(kb, b));
+    const double n = (double)(b->rows * b->cols > 0 ? b->rows * b->cols : 1);
+    double off = 0.0, size = 0.0;
+
+    for (int64_t r = 0; r < b->rows; r++) {
+        for (int64_t c = 0; c < b->cols; c++) {
+            const double want = load(kb, y, r * b->ld + c, b->dtype);
+            const double d = load(ka, x, r * a->ld + c, a->dtype) - want;
+            off += d * d;
+            size += want * want;
+        }
+    }
+    free(x);
+    free(y);
+    if (!(sqrt(off / n) <= most * sqrt(size / n) + 0x1p-20))
+        fail_msg("%s: off by %.3g in the mean of %.3g, allowed %.3g of it", what, sqrt(off / n),
+                 sqrt(size / n), most);
 }

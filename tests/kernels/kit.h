@@ -13,6 +13,7 @@ struct kit {
     struct kn_ctx *ctx;
     enum kn_dtype dtype;
     bool wide; /* KN_F32 storage is double: the finite differences' build of ref */
+    int odd;   /* so many elements more between rows: none begins at 16 bytes      */
     void *owned[256];
     int n_owned;
 };
@@ -23,8 +24,8 @@ void kit_close(struct kit *k);
 /* Frees what was made since `mark` (k->n_owned of then). */
 void kit_release(struct kit *k, int mark);
 
-/* From the program's arguments: "bf16" or nothing. Where the processor cannot, says
- * so and exits 77, which the test runner shows as a skip. */
+/* From the program's arguments: "bf16" [BACKEND] or nothing. Where the processor cannot,
+ * says so and exits 77, which the test runner shows as a skip. */
 enum kn_dtype kit_dtype(int argc, char **argv);
 
 /* In [-1, 1), exact in float32. */
@@ -73,5 +74,9 @@ void kit_near_vec(const char *what, const struct kit *ka, const float *a, const 
 /* |a - b| <= allowed (and one bf16 ulp of |b|) everywhere; padding not looked at. */
 void kit_logits_near(const struct kit *ka, const struct kn_mat *a, const struct kit *kb,
                      const struct kn_mat *b, double allowed);
+/* The root mean square of a - b is at most `most` times that of b (and 2^-20, for what
+ * cancels to nothing): sharper than kit_near where values are rounded within. */
+void kit_near_rms(const char *what, const struct kit *ka, const struct kn_mat *a,
+                  const struct kit *kb, const struct kn_mat *b, double most);
 
 #endif

@@ -158,6 +158,13 @@ static void linear_gradients(void **state)
 static void attention(void **state)
 {
     static const struct attn_case packs[] = {
+        {.n_seqs = 3,
+         .lq = {140, 20, 5},
+         .lk = {140, 150, 133},
+         .heads = 2,
+         .kv_heads = 1,
+         .head_dim = 16,
+         .window = 90},
         {.n_seqs = 5,
          .lq = {7, 61, 1, 30, 24},
          .lk = {7, 61, 9, 55, 24},

@@ -9,6 +9,7 @@ packages=(
   libdnnl-dev libgloo-dev libarchive-dev libpcre2-dev libsentencepiece-dev
   libncurses-dev libcmocka-dev
   clang libclang-rt-14-dev libomp-14-dev
+  libc6-dbg # names in glibc, which tests/setup/lsan.supp goes by
 )
 missing=()
 for p in "${packages[@]}"; do

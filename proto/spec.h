@@ -59,7 +59,8 @@ struct spec {
     bool load_in_4bit;
     enum spec_quant_type bnb_4bit_quant_type;
     bool bnb_4bit_use_double_quant;
-    bool bf16; /* compute type */
+    bool bf16;      /* compute type */
+    bool bf16_auto; /* bf16 is not decided yet: true on a GPU, false on a CPU; after bf16 */
 
     int lora_r, lora_alpha;
     double lora_dropout;

@@ -60,7 +60,7 @@ const struct spec_key spec_keys[] = {
      .words = quant_words},
     {"bnb_4bit_use_double_quant", SPEC_KIND_BOOL, ALL, AT(bnb_4bit_use_double_quant),
      BOTH("false")},
-    {"bf16", SPEC_KIND_BOOL, ALL, AT(bf16)},
+    {"bf16", SPEC_KIND_BOOL_AUTO, ALL, AT(bf16)},
 
     {"lora_r", SPEC_KIND_INT, ALL, AT(lora_r), BOTH("16"), 1, 4096},
     {"lora_alpha", SPEC_KIND_INT, ALL, AT(lora_alpha), BOTH("32"), 1, 1 << 20},

@@ -11,6 +11,7 @@
 
 enum spec_kind {
     SPEC_KIND_BOOL,
+    SPEC_KIND_BOOL_AUTO, /* two bools: the value, and whether it is "auto" instead */
     SPEC_KIND_INT, /* int in struct spec                       */
     SPEC_KIND_INT64,
     SPEC_KIND_UINT64, /* 0 .. 2^63-1: what JSON integers hold     */

@@ -240,7 +240,9 @@ static void default_rest(struct reader *rd)
         put_value(rd, "data_seed", json_incref(json_object_get(rd->values, "seed")), "default");
     if (!json_object_get(rd->values, "bf16")) {
         const char *type = value_string(rd, "device_type");
-        put_value(rd, "bf16", json_boolean(type && strcmp(type, "gpu") == 0), "default");
+        const bool open = !type || strcmp(type, "auto") == 0; /* whoever has the device decides */
+        put_value(rd, "bf16", open ? json_string("auto") : json_boolean(strcmp(type, "gpu") == 0),
+                  "default");
     }
     default_batch(rd);
 }

@@ -373,6 +373,10 @@ json_t *spec_value_check(const struct spec_key *k, const json_t *v, struct spec_
     switch (k->kind) {
     case SPEC_KIND_BOOL:
         return check_bool(k->name, v, sink);
+    case SPEC_KIND_BOOL_AUTO:
+        return json_is_string(v) && strcmp(json_string_value(v), "auto") == 0
+                   ? json_string("auto")
+                   : check_bool(k->name, v, sink);
     case SPEC_KIND_INT:
     case SPEC_KIND_INT64:
     case SPEC_KIND_UINT64:
@@ -445,6 +449,10 @@ int spec_value_store(const struct spec_key *k, const json_t *v, struct spec *spe
     switch (k->kind) {
     case SPEC_KIND_BOOL:
         *(bool *)at = json_is_true(v);
+        return 0;
+    case SPEC_KIND_BOOL_AUTO:
+        ((bool *)at)[0] = json_is_true(v);
+        ((bool *)at)[1] = json_is_string(v);
         return 0;
     case SPEC_KIND_INT:
         *(int *)at = (int)json_integer_value(v);

@@ -12,6 +12,7 @@
 #include "proto/buf.h"
 #include "proto/spec.h"
 #include "worker/dataset.h"
+#include "worker/device.h"
 #include "worker/folder.h"
 #include "worker/gang.h"
 #include "worker/host.h"
@@ -26,7 +27,8 @@
 struct check {
     const struct job_args *args;
     struct job_file *job;
-    const struct spec *spec; /* the job's, or its draft                               */
+    struct spec *spec; /* the job's, or its draft                                     */
+    struct device_set devices;
     json_t *o;
     bool used_folder; /* a problem is output_dir's                                   */
     int others;       /* problems besides                                            */
@@ -40,20 +42,18 @@ static void problem(struct check *c, const char *key, const char *text)
 
 static void check_devices(struct check *c)
 {
-    const struct spec *s = c->spec;
-    char text[256];
+    struct err err;
+    char text[512];
 
-    if (s->device_type == SPEC_DEVICE_GPU) {
-        snprintf(text, sizeof text,
-                 "device_type: this build trains on the CPU only; %d GPUs seen, not used; set "
-                 "device_type: cpu",
-                 host_gpus());
-        problem(c, "device_type", text);
-    } else if (s->device_type == SPEC_DEVICE_AUTO && host_gpus() > 0) {
-        snprintf(text, sizeof text, "this build trains on the CPU only; %d GPUs seen, not used",
-                 host_gpus());
+    if (device_look(c->spec, &c->devices, &err) < 0) {
+        problem(c, "device_type", err.text);
+    } else if (!c->devices.gpu && c->spec->device_type == SPEC_DEVICE_AUTO && host_gpus() > 0) {
+        snprintf(text, sizeof text, "device_type: auto: trains on the CPU, %d GPUs seen but: %s",
+                 host_gpus(), c->devices.why);
         (void)job_file_problem(c->job, "device_type", true, text);
     }
+    device_settle(c->spec, c->devices.gpu);
+    json_object_set_new(c->o, "device_type", json_string(c->devices.gpu ? "gpu" : "cpu"));
 }
 
 /* The run that `align-worker run` would continue is no obstacle. */
@@ -132,11 +132,10 @@ static void set_data(struct check *c, const struct dataset *d)
 static void set_bytes(struct check *c, const struct model_config *config, const struct plan *plan,
                       int64_t parameters)
 {
-    const struct kn_ops *ops;
     size_t bytes;
 
-    if (kn_backend("cpu", &ops, NULL, 0) == 0 &&
-        trainer_bytes(c->job->spec, ops, config, plan, parameters, &bytes) == 0)
+    if (c->devices.ops &&
+        trainer_bytes(c->job->spec, c->devices.ops, config, plan, parameters, &bytes) == 0)
         json_object_set_new(c->o, "plan_bytes", json_integer((json_int_t)bytes));
 }
 

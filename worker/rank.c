@@ -12,6 +12,7 @@
 #include "proto/spec.h"
 #include "worker/child.h"
 #include "worker/coll.h"
+#include "worker/device.h"
 #include "worker/gang.h"
 #include "worker/host.h"
 #include "worker/link.h"
@@ -43,21 +44,14 @@ static int read_spec(struct rank *k, struct err *err)
     return 0;
 }
 
-static const char *kernels(void)
-{
-    const char *backend = getenv("ALIGND_BACKEND"); /* ref, sim: in tests */
-
-    return backend && *backend ? backend : "cpu";
-}
-
 /* Devices are joined by NCCL where there is one; ALIGND_COLL=gloo: through the hosts. */
-static const char *collectives(void)
+static const char *collectives(const struct rank *k)
 {
     const char *asked = getenv("ALIGND_COLL");
 
     if (asked && *asked)
         return asked;
-    return strcmp(kernels(), "cuda") == 0 || strcmp(kernels(), "sim") == 0 ? "nccl" : "gloo";
+    return strcmp(k->gang->device_type, "gpu") == 0 ? "nccl" : "gloo";
 }
 
 static bool peer_ended(void *link)
@@ -68,7 +62,7 @@ static bool peer_ended(void *link)
 static int join(struct rank *k, struct err *err)
 {
     const struct coll_store store = link_store(k->link);
-    const struct coll_opts o = {.backend = collectives(),
+    const struct coll_opts o = {.backend = collectives(k),
                                 .rank = k->rank,
                                 .ranks = (uint32_t)k->gang->n_devices,
                                 .store = &store,
@@ -79,28 +73,38 @@ static int join(struct rank *k, struct err *err)
     return coll_open(&o, &k->coll, err);
 }
 
+static int exit_code(int r)
+{
+    if (r == -ECONNRESET)
+        return RUN_EXIT_PEER;
+    return r == -ENOMEM ? RUN_EXIT_OOM : RUN_EXIT_ERROR;
+}
+
 static int train(struct rank *k, struct err *err)
 {
     const struct gang *g = k->gang;
+    const bool gpu = strcmp(g->device_type, "gpu") == 0;
+    const char *backend = device_backend(gpu), *device = g->devices[k->rank];
+
+    if (!backend)
+        return exit_code(err_set(err, -ENODEV, "ALIGND_BACKEND names a backend of the CPU"));
+    if (gpu && strncmp(device, "GPU-", 4) != 0 && strncmp(device, "MIG-", 4) != 0)
+        return exit_code(err_set(
+            err, -EINVAL, "gang.json: device %s: a GPU is named by its UUID (GPU-...)", device));
+    device_settle(k->spec, gpu);
     const struct run_opts o = {.spec = k->spec,
                                .resolved_json = g->spec,
                                .user_json = g->user_spec,
                                .attempt = g->attempt,
                                .rank = k->rank,
                                .ranks = (uint32_t)g->n_devices,
-                               .backend = kernels(),
+                               .backend = backend,
+                               .uuid = gpu ? device : NULL,
                                .threads = host_threads(g->threads_per_device, g->n_devices),
                                .coll = k->coll,
                                .link = k->link};
 
     return run_train(&o, err);
-}
-
-static int exit_code(int r)
-{
-    if (r == -ECONNRESET)
-        return RUN_EXIT_PEER;
-    return r == -ENOMEM ? RUN_EXIT_OOM : RUN_EXIT_ERROR;
 }
 
 int rank_run(int rank, pid_t supervisor)

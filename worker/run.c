@@ -203,8 +203,11 @@ static void say_rows(const struct run *r)
 
 static int start(struct run *r, struct err *err)
 {
-    const struct trainer_opts to = {
-        .spec = r->spec, .backend = r->o->backend, .threads = r->o->threads, .coll = r->o->coll};
+    const struct trainer_opts to = {.spec = r->spec,
+                                    .backend = r->o->backend,
+                                    .uuid = r->o->uuid,
+                                    .threads = r->o->threads,
+                                    .coll = r->o->coll};
     int n;
 
     link_progress(r->o->link, LINK_LOADING, 0, 0);

@@ -30,6 +30,7 @@ struct run_opts {
     uint32_t attempt;          /* attempts/<attempt>/ exists already              */
     uint32_t rank, ranks;
     const char *backend;       /* "cpu", "ref", "sim", "cuda"                     */
+    const char *uuid;          /* the rank's GPU; NULL on a CPU                   */
     int threads;
     struct coll *coll;         /* open, ranks == coll_ranks                       */
     struct link *link;         /* never NULL (link_open(-1) in tests)             */

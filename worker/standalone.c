@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "proto/atomic_file.h"
+#include "worker/device.h"
 #include "worker/folder.h"
 #include "worker/gang.h"
 #include "worker/host.h"
@@ -24,6 +25,7 @@ struct standalone {
     struct standalone_opts o;
     struct job_file *job;
     struct spec *spec; /* the job's, placed                                         */
+    struct device_set devices;
     char gang_dir[LIMIT_PATH];
     int dir_fd, lock_fd;
     uint32_t attempt;
@@ -135,11 +137,11 @@ static json_t *describe_gang(const struct standalone *s)
 
     for (int i = 0; i < s->spec->devices; i++) {
         snprintf(name, sizeof name, "cpu:%d", i);
-        json_array_append_new(devices, json_string(name));
+        json_array_append_new(devices, json_string(s->devices.gpu ? s->devices.v[i].uuid : name));
     }
     return json_pack("{s:i,s:i,s:I,s:s,s:o,s:s,s:i,s:s,s:b,s:o,s:o}", "v", 1, "job", 0, "attempt",
                      (json_int_t)s->attempt, "output_dir", s->spec->output_dir, "devices", devices,
-                     "device_type", "cpu", "threads_per_device",
+                     "device_type", s->devices.gpu ? "gpu" : "cpu", "threads_per_device",
                      host_threads(s->spec->threads_per_device, s->spec->devices), "worker_url", "",
                      "overwrite", (int)s->o.args->overwrite, "spec",
                      json_loads(s->job->resolved, 0, NULL), "user_spec",
@@ -254,16 +256,15 @@ static int train(struct standalone *s, struct err *err)
 }
 
 /* Devices as this machine has them. */
-static int check_devices(const struct standalone *s, struct err *err)
+static int check_devices(struct standalone *s, struct err *err)
 {
-    if (s->spec->device_type == SPEC_DEVICE_GPU)
-        return err_set(err, -ENOTSUP,
-                       "device_type: gpu: this build trains on the CPU only; %d GPUs seen, not "
-                       "used. Set device_type: cpu",
-                       host_gpus());
-    if (s->spec->device_type == SPEC_DEVICE_AUTO && host_gpus() > 0)
-        say(s, "this build trains on the CPU only; %d GPUs seen, not used", host_gpus());
-    return 0;
+    const int r = device_look(s->spec, &s->devices, err);
+
+    if (r == 0 && !s->devices.gpu && s->spec->device_type == SPEC_DEVICE_AUTO && host_gpus() > 0)
+        say(s, "trains on the CPU; %d GPUs seen, but: %s", host_gpus(), s->devices.why);
+    for (int i = 0; r == 0 && s->devices.gpu && i < s->spec->devices; i++)
+        say(s, "rank %d: %s, %s", i, s->devices.v[i].name, s->devices.v[i].uuid);
+    return r;
 }
 
 int standalone_run(const struct standalone_opts *o, struct job_file *job, struct err *err)

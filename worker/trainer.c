@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 
 #include "worker/tokenizer.h"
 
@@ -12,10 +13,19 @@ bool trainer_dropout(const struct spec *spec)
     return spec->lora_dropout > 0 && !spec->disable_dropout;
 }
 
+static int no_such_gpu(const char *uuid, int r, struct err *err)
+{
+    const char *visible = getenv("CUDA_VISIBLE_DEVICES");
+
+    return err_set(err, r, "this rank was given %s, which CUDA does not show it%s%.80s", uuid,
+                   visible ? ": CUDA_VISIBLE_DEVICES is " : "", visible ? visible : "");
+}
+
 static int open_backend(struct trainer *t, const struct trainer_opts *o, struct err *err)
 {
     char why[256] = "";
-    struct kn_open open = {.threads = o->threads > 0 ? o->threads : 1,
+    struct kn_open open = {.uuid = o->uuid,
+                           .threads = o->threads > 0 ? o->threads : 1,
                            .compute = o->spec->bf16 ? KN_BF16 : KN_F32};
     int r = kn_backend(o->backend, &t->ops, why, sizeof why);
 
@@ -27,9 +37,17 @@ static int open_backend(struct trainer *t, const struct trainer_opts *o, struct 
         return err_set(err, r,
                        "bf16: true: this processor has no bf16 instructions (AVX512-BF16); "
                        "set bf16: false");
+    if (r == -ENODEV && o->uuid)
+        return no_such_gpu(o->uuid, r, err);
     if (r < 0)
         return err_set(err, r, "backend %s cannot be opened: %s", o->backend, strerror(-r));
-    return t->ops->info(t->ctx, &t->info);
+    r = t->ops->info(t->ctx, &t->info);
+    if (r < 0)
+        return err_set(err, r, "the device does not answer: %s", strerror(-r));
+    /* Not what was asked for: another rank, or another program, has it. */
+    if (o->uuid && strcasecmp(o->uuid + 4, t->info.uuid + 4) != 0)
+        return err_set(err, -ENODEV, "this rank was given %s and got %s", o->uuid, t->info.uuid);
+    return 0;
 }
 
 /* Ranks read the same files; if one sees others, its sums would be nonsense. */

@@ -45,6 +45,7 @@ struct trainer_opts {
     int threads;
     struct coll *coll;          /* NULL: one rank                                    */
     const struct dataset *data; /* read already, borrowed; NULL: read the spec's     */
+    const char *uuid;           /* GPU: the one this rank was given; NULL: the first  */
 };
 
 /* Opens the backend, the model, the data set (equal on every rank, or an error) and

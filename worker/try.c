@@ -238,10 +238,13 @@ static void describe(const struct trainer *t, struct try_result *ret)
     ret->longest = t->data->longest;
 }
 
-int try_run(const struct spec *spec, const char *backend, int threads, struct try_result *ret,
-            struct err *err)
+int try_run(const struct spec *spec, const struct device_set *devices, int threads,
+            struct try_result *ret, struct err *err)
 {
-    const struct trainer_opts o = {.spec = spec, .backend = backend, .threads = threads};
+    const struct trainer_opts o = {.spec = spec,
+                                   .backend = devices->backend,
+                                   .uuid = devices->gpu ? devices->v[0].uuid : NULL,
+                                   .threads = threads};
     struct trainer t;
     int r = trainer_open(&t, &o, err);
     const size_t before = peak_bytes(); /* what reading the files took */

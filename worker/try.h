@@ -12,6 +12,7 @@
 #include "proto/err.h"
 #include "proto/spec.h"
 #include "worker/dataset.h"
+#include "worker/device.h"
 #include "worker/plan.h"
 
 struct try_result {
@@ -33,7 +34,7 @@ struct try_result {
 };
 
 /* One rank's part of spec->devices is tried. Returns 0 or -errno with its sentence. */
-int try_run(const struct spec *spec, const char *backend, int threads, struct try_result *ret,
-            struct err *err);
+int try_run(const struct spec *spec, const struct device_set *devices, int threads,
+            struct try_result *ret, struct err *err);
 
 #endif

@@ -12,6 +12,7 @@
 #include "proto/buf.h"
 #include "worker/dataset.h"
 #include "worker/dataview.h"
+#include "worker/device.h"
 #include "worker/host.h"
 #include "worker/json_text.h"
 #include "worker/model.h"
@@ -212,7 +213,7 @@ static json_t *try_document(const struct spec *spec, const struct try_result *t)
 
 int views_try(const struct job_args *a, char **ret_json)
 {
-    const char *backend = getenv("ALIGND_BACKEND"); /* as rank.c */
+    struct device_set devices;
     struct try_result result;
     struct job_file job;
     struct err err = {""};
@@ -221,8 +222,11 @@ int views_try(const struct job_args *a, char **ret_json)
     if (r != 0)
         return r;
     host_calm_threads();
-    r = try_run(job.spec, backend && *backend ? backend : "cpu",
-                host_threads(job.spec->threads_per_device, job.spec->devices), &result, &err);
+    r = device_look(job.spec, &devices, &err);
+    device_settle(job.spec, devices.gpu);
+    if (r == 0)
+        r = try_run(job.spec, &devices,
+                    host_threads(job.spec->threads_per_device, job.spec->devices), &result, &err);
     if (r < 0)
         (void)job_file_data_problem(&job, job.spec, err.text);
     json_t *o = r == 0 ? try_document(job.spec, &result) : json_object();

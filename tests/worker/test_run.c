@@ -377,7 +377,7 @@ static void tries(void **state)
 
     (void)state;
     job_make(&j, "dpo", 2, "\"lora_dropout\": 0.05, ");
-    if (try_run(j.spec, backend, 1, &t, &err) < 0)
+    if (try_run(j.spec, &(struct device_set){.backend = backend}, 1, &t, &err) < 0)
         fail_msg("%s", err.text);
     assert_true(t.starts_at_reference);
     assert_true(t.step0_loss == M_LN2);

@@ -1,0 +1,125 @@
+"""simulated.py BUILD - the whole worker on the CUDA code over simulated GPUs (backend sim), two
+ranks: QLoRA DPO and SFT in fp32 and bf16, losses as ref has them (numerics.md 21); stopped and
+continued it ends with the same bytes; a micro-batch's size changes nothing of a loss; every rank
+has the device it was given."""
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+from rig import ROOT, kill
+
+BUILD = Path(sys.argv[1]).resolve()
+if not (BUILD / 'kernels/kn_sim.so').exists():
+    print('skipped: this build has no backend sim (no CUDA headers)')
+    sys.exit(77)
+DIR = Path(tempfile.mkdtemp(prefix='alignd-sim-', dir='/tmp'))
+WORDS = 'the a cat dog runs home sun moon green tree sings over under small big'.split()
+UUIDS = ['GPU-63757369-6d2d-6465-7669-636530303000', 'GPU-63757369-6d2d-6465-7669-636530303100']
+
+
+def write_rows(n):
+    """Short rows: every number is one of a fixed sequence."""
+    state = 1
+
+    def words(k):
+        nonlocal state
+        out = []
+        for _ in range(k):
+            state = (state * 1103515245 + 12345) % 2**31
+            out.append(WORDS[state // 65536 % len(WORDS)])
+        return ' '.join(out)
+
+    with open(DIR / 'rows.jsonl', 'w') as f:
+        for i in range(n):
+            prompt = f'\n\nHuman: {words(3)}\n\nAssistant:'
+            f.write(json.dumps({'chosen': f'{prompt} {words(2 + i % 3)}', 'rejected': f'{prompt} {words(3)}'}) + '\n')
+
+
+def job(name, backend, method, bf16, **more):
+    spec = {'name': name, 'method': method, 'model_name_or_path': str(ROOT / 'tests/data/tiny64'),
+            'load_in_4bit': True, 'bnb_4bit_use_double_quant': True, 'lora_r': 4, 'lora_alpha': 8,
+            'lora_target_modules': 'all-linear', 'learning_rate': 1e-3, 'bf16': bf16,
+            'train': [{'path': str(DIR / 'rows.jsonl'), 'format': 'hh-rlhf', 'template': 'vicuna'}],
+            'eval': {'split_from_train': 2}, 'max_steps': 3, 'train_batch_size': 3, 'max_length': 96, 'save_steps': 1,
+            'devices': 2, 'device_type': 'gpu' if backend == 'sim' else 'cpu', 'output_dir': str(DIR / name)}
+    spec.update(more)
+    path = DIR / f'{name}.json'
+    path.write_text(json.dumps(spec))
+    return path
+
+
+def run(path, backend, code=0, **env):
+    done = subprocess.run([str(BUILD / 'worker/align-worker'), 'run', str(path)], capture_output=True, text=True,
+                          timeout=300, env=dict(os.environ, ALIGND_BACKEND=backend, CUSIM_DEVICES='2', **env))
+    assert done.returncode == code, (done.returncode, done.stdout, done.stderr)
+    return done.stdout + done.stderr
+
+
+def kill_a_rank(path):
+    """Ends rank 1 as soon as the run's first checkpoint is there."""
+    process = subprocess.Popen([str(BUILD / 'worker/align-worker'), 'run', str(path)], stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, text=True,
+                               env=dict(os.environ, ALIGND_BACKEND='sim', CUSIM_DEVICES='2'))
+    out = DIR / path.stem
+    end = time.monotonic() + 120
+    while not (out / 'checkpoint-1').exists():
+        assert time.monotonic() < end and process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    assert kill(json.loads((out / '.gang/pids.json').read_text())['ranks'][1], signal.SIGKILL)
+    said = process.communicate(timeout=120)
+    assert process.returncode not in (0, 85), said
+    assert not (out / 'adapter_model.safetensors').exists()
+
+
+def losses(name):
+    rows = [json.loads(line) for line in (DIR / name / 'metrics.jsonl').read_text().splitlines()]
+    out = [r[k] for r in rows for k in ('loss', 'eval_loss') if k in r]
+    assert len(out) >= 2, rows
+    return out
+
+
+def near(a, b, allowed, what):
+    for x, y in zip(losses(a), losses(b), strict=True):
+        assert abs(x - y) <= allowed * max(1e-3, abs(y)), (what, x, y)
+
+
+try:
+    write_rows(24)
+    for method in ('dpo', 'sft'):
+        for bf16 in (False, True):
+            kind = f'{method}-{"bf16" if bf16 else "fp32"}'
+            out = run(job(f'{kind}-sim', 'sim', method, bf16), 'sim')
+            for rank, uuid in enumerate(UUIDS):
+                assert f'rank {rank}: cusim, {uuid}' in out, out
+                log = (DIR / f'{kind}-sim/attempts/1/rank-{rank}.log').read_text()
+                assert rank != 0 or 'backend=sim' in log, log
+            run(job(f'{kind}-ref', 'ref', method, bf16), 'ref')
+            near(f'{kind}-sim', f'{kind}-ref', 1e-2 if bf16 else 1e-5, kind)
+            print(f'{kind}: {losses(f"{kind}-sim")}')
+
+    # A rank killed after the first checkpoint; continued by the same command.
+    whole = DIR / 'dpo-bf16-sim'
+    kill_a_rank(job('again', 'sim', 'dpo', True))
+    run(DIR / 'again.json', 'sim')
+    for name in ('adapter_model.safetensors', 'checkpoint-3/state.safetensors'):
+        assert (whole / name).read_bytes() == (DIR / 'again' / name).read_bytes(), name
+
+    # One example a micro-batch, and one rank: the first loss has the same bits.
+    run(job('small', 'sim', 'sft', False, token_budget=1, max_steps=1), 'sim')
+    run(job('alone', 'sim', 'sft', False, devices=1, max_steps=1), 'sim')
+    first = losses('sft-fp32-sim')[0]
+    assert losses('small')[0] == first and losses('alone')[0] == first, (losses('small'), losses('alone'), first)
+
+    # A device that is not there is refused with a sentence, before anything starts.
+    out = run(job('many', 'sim', 'dpo', True, devices=3), 'sim', code=1)
+    assert 'only 2 GPUs can be used here' in out, out
+    print('ok')
+finally:
+    shutil.rmtree(DIR, ignore_errors=True)

@@ -290,16 +290,20 @@ static int use(const char *name)
     return kn_backend(name, &ops, why, sizeof why);
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
     static const char *const names[] = {"ref", "cpu"};
+    const char *const *v = argc > 1 ? (const char *const *)&argv[1] : names;
+    const size_t n = argc > 1 ? (size_t)argc - 1 : ARRAY_LEN(names);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(bytes),  cmocka_unit_test(thresholds), cmocka_unit_test(zeros_and_tails),
         cmocka_unit_test(nested), cmocka_unit_test(halves),     cmocka_unit_test(weights),
     };
     int failed = 0;
 
-    for (size_t i = 0; i < ARRAY_LEN(names); i++)
-        failed += use(names[i]) ? 1 : cmocka_run_group_tests(tests, NULL, NULL);
+    if (argc > 1)
+        kit_require(v[0]);
+    for (size_t i = 0; i < n; i++)
+        failed += use(v[i]) ? 1 : cmocka_run_group_tests(tests, NULL, NULL);
     return failed;
 }

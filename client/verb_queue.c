@@ -9,7 +9,7 @@
 #include "client/jobview.h"
 #include "client/table.h"
 
-enum { RECENT_MS = 24 * 3600 * 1000 };
+enum { RECENT_MS = 24 * 3600 * 1000, EXIT_STOPPED = 85 /* docs/STANDALONE.md */ };
 
 /* A request answered with a JSON document. */
 static int ask_json(struct cli *cli, struct conn *c, const struct msg *req, json_t **ret,
@@ -136,6 +136,25 @@ static void field(struct cli *cli, const char *name, const char *fmt, ...)
     (void)fprintf(cli->out, "%-12s %s\n", name, format_plain(plain, sizeof plain, raw, sizeof raw));
 }
 
+/* How an attempt ended, where that says more than its state. */
+static const char *exit_text(const json_t *a, char *buf, size_t room)
+{
+    int64_t code = jobview_int(a, "exit_code"), number = jobview_int(a, "exit_signal");
+    int64_t rank = jobview_int(a, "first_rank");
+    char who[32] = "";
+    if (rank >= 0)
+        (void)snprintf(who, sizeof who, "rank %lld: ", (long long)rank);
+    buf[0] = '\0';
+    if (number)
+        (void)snprintf(buf, room, ", %ssignal %lld (%s)", who, (long long)number,
+                       strsignal((int)number));
+    else if (code == EXIT_STOPPED)
+        (void)snprintf(buf, room, ", stopped after a checkpoint");
+    else if (code)
+        (void)snprintf(buf, room, ", %sexit code %lld", who, (long long)code);
+    return buf;
+}
+
 static void show_attempts(struct cli *cli, const json_t *job)
 {
     const json_t *list = json_object_get(job, "attempts");
@@ -154,11 +173,7 @@ static void show_attempts(struct cli *cli, const json_t *job)
         if (jobview_int(a, "peak_rss_kb") > 0)
             n += snprintf(line + n, sizeof line - (size_t)n, ", peak %s",
                           format_bytes(rss, 1024.0 * (double)jobview_int(a, "peak_rss_kb")));
-        if (jobview_int(a, "exit_code") || jobview_int(a, "exit_signal"))
-            n += snprintf(
-                line + n, sizeof line - (size_t)n, ", exit code %lld signal %lld rank %lld",
-                (long long)jobview_int(a, "exit_code"), (long long)jobview_int(a, "exit_signal"),
-                (long long)jobview_int(a, "first_rank"));
+        (void)exit_text(a, line + n, sizeof line - (size_t)n);
         field(cli, i ? "" : "attempts", "%s", line);
     }
 }

@@ -86,8 +86,7 @@ static int read_part(const struct part *p,
     while (r == 0 && p->start >= 0 && next_line(p, &at, &line, &bytes)) {
         if (spool_parse(line, bytes, row) < 0)
             break; /* nothing behind a broken line is to be trusted */
-        if (row->kind == SPOOL_START || row->global_step > p->until ||
-            (row->kind == SPOOL_SUMMARY && !p->last))
+        if (row->global_step > p->until || (row->kind == SPOOL_SUMMARY && !p->last))
             continue;
         r = fn(arg, row, line, bytes);
     }

@@ -2,6 +2,7 @@
 #include "worker/report.h"
 
 #include <errno.h>
+#include <math.h>
 #include <stdlib.h>
 #include <time.h>
 
@@ -112,6 +113,8 @@ int report_eval(struct report *r, int64_t step, const double v[METRICS], double 
                 int64_t num_tokens, struct err *err)
 {
     const double n = (double)r->plan->n_eval;
+    /* as the Trainer counts evaluation steps; how rows are packed here is nobody's business */
+    const double batch = (double)r->spec->eval_batch_size * (double)r->spec->devices;
     struct spool_row *row;
 
     if (r->spool == NULL)
@@ -124,6 +127,8 @@ int report_eval(struct report *r, int64_t step, const double v[METRICS], double 
     metrics_put(row, "", "epoch", epoch_of(r, step));
     metrics_put(row, "eval_", "runtime", seconds);
     metrics_put(row, "eval_", "samples_per_second", seconds > 0 ? n / seconds : 0);
+    metrics_put(row, "eval_", "steps_per_second",
+                seconds > 0 && batch > 0 ? ceil(n / batch) / seconds : 0);
     if (r->spec->method == SPEC_DPO)
         log_info("eval",
                  "step=%lld eval_loss=%.4f eval_rewards/accuracies=%.3f eval_rewards/margins=%.4f "

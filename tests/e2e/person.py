@@ -30,6 +30,8 @@ def sets(*more):
     return out
 
 
+UMASK = os.umask(0o022)
+os.umask(UMASK)
 COMMIT = '0123456789abcdef' * 2 + '01234567'
 
 
@@ -108,7 +110,7 @@ def look(rig):
 
 
 def watch(rig):
-    job = rig.submit(JOB, *FAST, 'max_steps=2000', f'output_dir={rig.dir}/w')
+    job = rig.submit(JOB, *FAST, 'max_steps=2000', 'save_total_limit=2', f'output_dir={rig.dir}/w')
     rig.wait_state(job, ['RUNNING'])
     term = Terminal(rig, job)
     term.wait(rb'/2,000 .*ETA')
@@ -144,8 +146,15 @@ def cancel_and_go_on(rig, job):
     for change in 'devices=1', 'output_dir=elsewhere', 'max_steps=1':
         out = rig.ctl('resume', job, '--set', change, ok=False)
         assert out.returncode == 6 and change.split('=')[0] in out.stderr, out
-    rows = [r for r in rig.metrics(job) if r['kind'] == 'train']
+    told = [{k: v for k, v in r.items() if k != 'seq'} for r in rig.metrics(job) if r['kind'] != 'rewind']
+    written = [json.loads(line) for line in (rig.dir / 'w/metrics.jsonl').read_text().splitlines()]
+    assert told == written and [r['attempt'] for r in told if r['kind'] == 'start'] == [1, 2]
+    history = json.loads((rig.dir / 'w/trainer_state.json').read_text())['log_history']
+    assert len(history) == len(told) - 2 and all('step' in r and 'epoch' in r for r in history)
+    rows = [r for r in told if r['kind'] == 'train']
     assert [r['global_step'] for r in rows] == list(range(1, step + 11))
+    assert (rig.dir / 'w/metrics.jsonl').stat().st_mode & 0o777 == 0o666 & ~UMASK
+    assert len(list((rig.dir / 'w').glob('checkpoint-*'))) == 2, 'save_total_limit counts all attempts'
     out = rig.ctl('logs', job)
     assert 'checkpoint' in out.stdout
     again = int(rig.ctl('rerun', job, '--set', 'max_steps=5', '--set', f'output_dir={rig.dir}/again-{{id}}',

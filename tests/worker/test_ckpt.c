@@ -395,7 +395,7 @@ static void spool(const struct world *w, uint32_t attempt, int64_t start, int64_
 struct seen {
     int64_t step[64];
     uint32_t attempt[64];
-    int n, summaries;
+    int n, summaries, starts;
 };
 
 static int see(void *arg, const struct spool_row *row, const char *line, size_t bytes)
@@ -405,6 +405,10 @@ static int see(void *arg, const struct spool_row *row, const char *line, size_t 
     assert_true(bytes > 2 && line[0] == '{');
     if (row->kind == SPOOL_SUMMARY) {
         s->summaries++;
+        return 0;
+    }
+    if (row->kind == SPOOL_START) {
+        s->starts++;
         return 0;
     }
     s->step[s->n] = row->global_step;
@@ -429,6 +433,7 @@ static void one_history_of_many_attempts(void **state)
     assert_int_equal(history_read(&d, 4, -1, see, &s, &err), 0);
     assert_int_equal(s.n, 14);
     assert_int_equal(s.summaries, 1);
+    assert_int_equal(s.starts, 2); /* attempt 2's is taken back with its rows */
     for (int i = 0; i < s.n; i++) {
         assert_int_equal(s.step[i], i + 1);
         assert_int_equal(s.attempt[i], i < 5 ? 1 : 4);

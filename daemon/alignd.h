@@ -211,5 +211,7 @@ void gangs_close(struct alignd *a); /* gangs stay; not while busy */
 
 /* ---- loop.c ---- */
 int loop_run(struct config *config, struct err *err); /* exit code, or negative errno   */
+/* Seen by somebody else than loop.c's own looks. */
+void loop_device_is_foreign(struct alignd *a, const char *name);
 
 #endif

@@ -356,7 +356,7 @@ static void gang_lost(struct core *c, struct core_live *l, const char *error, st
     end(c, l, v, fx);
 }
 
-static void launch_failed(struct core *c, struct core_live *l, const char *error,
+static void launch_failed(struct core *c, struct core_live *l, const char *error, bool taken,
                           struct effects *fx)
 {
     struct job *j = &l->node->job;
@@ -368,6 +368,10 @@ static void launch_failed(struct core *c, struct core_live *l, const char *error
     set_error(c, l->node, error);
     if (j->want != JOB_WANT_RUN) {
         end(c, l, stop_verdict(j), fx);
+        return;
+    }
+    if (taken) { /* nobody's fault: it waits until the device is free again */
+        end(c, l, (struct verdict){JOB_PREEMPTED, JOB_PENDING, JOB_REASON_NONE}, fx);
         return;
     }
     j->launch_failures++;
@@ -482,7 +486,7 @@ void core_gang_event(struct core *c, const struct event *ev, struct effects *fx)
         gang_lost(c, l, g->error, fx);
         break;
     default:
-        launch_failed(c, l, g->error, fx);
+        launch_failed(c, l, g->error, g->taken, fx);
         break;
     }
 }

@@ -174,6 +174,7 @@ struct event_gang {
     uint32_t n_devices;
     struct event_exit exit; /* EXITED                                                */
     const char *error;      /* LAUNCH_FAILED, LOST: a sentence, or NULL              */
+    bool taken;             /* LAUNCH_FAILED: a device is another program's now      */
 };
 
 /* A GPU that was foreign counts as foreign until it has been clean for CORE_CLEAN_S. */

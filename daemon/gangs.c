@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "daemon/alignd.h"
+#include "daemon/devices.h"
 #include "proto/log.h"
 
 enum {
@@ -44,6 +45,7 @@ struct gang {
     bool launched; /* started by this process, or seen alive: an end is news   */
     bool gone;     /* the core has let go of it                                */
     bool stale;    /* started anew in the folder of one that was               */
+    bool taken;    /* not started: a device is another program's               */
     int64_t gone_ns;
     bool polling, closing;
     uv_poll_t poll; /* the supervisor's pidfd */
@@ -140,7 +142,8 @@ static void tell(struct gang *g, enum event_kind kind, const char *error)
                                   .attempt = g->attempt,
                                   .devices = devices,
                                   .n_devices = g->look.n_devices,
-                                  .error = error && *error ? error : NULL};
+                                  .error = error && *error ? error : NULL,
+                                  .taken = g->taken};
     if (kind == EV_GANG_EXITED)
         ev.gang.exit = g->look.record.exit;
     log_info("gang", "job=%" PRIu64 " attempt=%u event=%s error=\"%s\"", g->job, g->attempt,
@@ -217,10 +220,41 @@ static void again(struct gang *g)
 
 /* ---- results ---- */
 
+static bool used_by_another(const struct gang *g, const char *name)
+{
+    for (const struct gang *o = g->a->gangs; o; o = o->next)
+        for (uint32_t i = 0; i < o->n_devices && o != g; i++)
+            if (!strcmp(o->devices[i], name))
+                return true;
+    return false;
+}
+
+/* Whether another program took a device since the last look, not a gang of ours that is
+ * about to end; the core hears of the device. */
+static bool taken(struct gang *g)
+{
+    bool any = false;
+
+    for (uint32_t i = 0; i < g->n_devices; i++) {
+        if (used_by_another(g, g->devices[i]) ||
+            !devices_held(g->a->config->devices_dir, g->devices[i]))
+            continue;
+        any = true;
+        loop_device_is_foreign(g->a, g->devices[i]);
+    }
+    return any;
+}
+
 static void after_start(struct gang *g)
 {
     const int64_t waited_s = (alignd_boottime_ns() - g->start.since_ns) / 1000000000;
 
+    if (g->r == -EBUSY && !g->want_kill && taken(g)) {
+        start_free(&g->start);
+        g->taken = true;
+        tell(g, EV_LAUNCH_FAILED, g->err.text);
+        return;
+    }
     if (g->r == -EBUSY && waited_s < DEVICE_WAIT_S && !g->stop_later && !g->want_kill) {
         again(g);
         return;

@@ -28,6 +28,7 @@ enum {
     FILE_MAX_BYTES = 4 << 20,
     FD_BASE = 200, /* sources of inherited descriptors, out of the way of their targets */
     FD_TOKEN = 3,
+    FD_LOCKS = 5, /* and up; 4 is given to the ranks for something else (worker/child.h) */
 };
 
 static void gang_path(const struct launch *l, uint64_t job, uint32_t attempt, char *path,
@@ -471,10 +472,12 @@ static int spawn_actions(posix_spawn_file_actions_t *fa, const struct inherited 
         r = posix_spawn_file_actions_adddup2(fa, h->log, 2);
     if (r == 0)
         r = posix_spawn_file_actions_adddup2(fa, h->token, FD_TOKEN);
-    for (uint32_t i = 0; i < h->n_locks && r == 0; i++)
-        r = posix_spawn_file_actions_adddup2(fa, h->locks[i], FD_TOKEN + 1 + (int)i);
     if (r == 0)
-        r = posix_spawn_file_actions_addclosefrom_np(fa, FD_TOKEN + 1 + (int)h->n_locks);
+        r = posix_spawn_file_actions_addopen(fa, FD_TOKEN + 1, "/dev/null", O_RDONLY, 0);
+    for (uint32_t i = 0; i < h->n_locks && r == 0; i++)
+        r = posix_spawn_file_actions_adddup2(fa, h->locks[i], FD_LOCKS + (int)i);
+    if (r == 0)
+        r = posix_spawn_file_actions_addclosefrom_np(fa, FD_LOCKS + (int)h->n_locks);
     if (r == 0)
         r = posix_spawn_file_actions_addchdir_np(fa, path);
     return -r;

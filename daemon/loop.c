@@ -148,6 +148,19 @@ static void tell_device(struct alignd *a, int i)
     effects_step(a, &ev);
 }
 
+void loop_device_is_foreign(struct alignd *a, const char *name)
+{
+    for (int i = 0; i < a->config->cpu_slots; i++) {
+        char own[DEVICES_NAME];
+        device_name(i, own);
+        if (strcmp(own, name) != 0 || a->device_foreign[i])
+            continue;
+        a->device_foreign[i] = true;
+        log_info("device", "device=%s is in use by another program", name);
+        tell_device(a, i);
+    }
+}
+
 /* Another alignd's gang holds a device of ours, or does so no more. */
 static void look_at_devices(struct alignd *a)
 {

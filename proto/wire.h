@@ -65,6 +65,9 @@ enum { WIRE_WAIT = 1 }; /* keep dialling when nobody listens (the supervisor) */
 int wire_dial(const char *url, int flags, struct wire_client **ret, struct err *err);
 void wire_hangup(struct wire_client *c); /* NULL is a no-op; after its calls are freed */
 bool wire_connected(const struct wire_client *c);
+/* How often it was connected so far: another number means perhaps another daemon, also when
+ * nobody saw the line down. */
+unsigned wire_connections(const struct wire_client *c);
 
 /* One request, one reply (*ret malloc'ed). Any thread. timeout_ms < 0: for ever.
  * Returns 0, -ETIMEDOUT, -EMSGSIZE, -ECANCELED (hung up), -ENOMEM, -EIO. */

@@ -28,9 +28,10 @@ struct wire_client {
     nng_dialer dialer;
     char url[LIMIT_SOCKET_PATH + 16];
     _Atomic int pipes;
-    _Atomic uint32_t pipe;    /* the newest                                            */
-    _Atomic int calls;        /* not answered yet                                      */
-    _Atomic int64_t heard_ms; /* last answer, or since when there is something to hear */
+    _Atomic unsigned connections; /* so far                                              */
+    _Atomic uint32_t pipe;        /* the newest                                            */
+    _Atomic int calls;            /* not answered yet                                      */
+    _Atomic int64_t heard_ms;     /* last answer, or since when there is something to hear */
     nng_aio *watchdog;
     _Atomic bool closing;
     int64_t alone_ms; /* since when there is no connection, or was dialled anew; the
@@ -52,6 +53,7 @@ static void on_client_pipe(nng_pipe pipe, nng_pipe_ev ev, void *arg)
     if (ev == NNG_PIPE_EV_ADD_POST) {
         atomic_store(&c->pipe, (uint32_t)nng_pipe_id(pipe));
         atomic_store(&c->heard_ms, now_ms());
+        atomic_fetch_add(&c->connections, 1);
         atomic_fetch_add(&c->pipes, 1);
     } else if (ev == NNG_PIPE_EV_REM_POST)
         atomic_fetch_sub(&c->pipes, 1);
@@ -161,6 +163,11 @@ void wire_hangup(struct wire_client *c)
 bool wire_connected(const struct wire_client *c)
 {
     return atomic_load(&c->pipes) > 0;
+}
+
+unsigned wire_connections(const struct wire_client *c)
+{
+    return atomic_load(&c->connections);
 }
 
 enum call_state { CALL_IDLE, CALL_SEND, CALL_RECV, CALL_DONE };

@@ -195,6 +195,7 @@ void child_kill(struct child *c)
     if (c->over || c->killed)
         return;
     c->killed = true;
+    c->killed_ms = now_ms();
     if (c->pidfd < 0 || pidfd_send_signal(c->pidfd, SIGKILL, NULL, 0) < 0)
         (void)kill(c->pid, SIGKILL); /* not reaped yet: the number is still its own */
 }

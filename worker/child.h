@@ -21,6 +21,7 @@ struct child {
     pid_t pid;
     int pidfd, link, log;
     bool over, killed; /* reaped; killed by us                                       */
+    int64_t killed_ms; /* clock                                                      */
     int code, signal;
     unsigned flags, told; /* LINK_*: to be told, and what was                         */
     bool capped;

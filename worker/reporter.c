@@ -47,8 +47,9 @@ struct reporter {
     struct reporter_opts o;
     struct wire_client *client;
     struct slot slots[SLOTS];
-    bool connected, greeted, fenced, done;
-    int64_t alone_since; /* clock; when the connection was seen last, or tried again */
+    bool greeted, fenced, done;
+    unsigned connections; /* of the client, when it last began to greet                  */
+    int64_t alone_since;  /* clock; when the connection was seen last, or tried again */
     int64_t redial_ms;
     uint32_t version;
 
@@ -544,7 +545,8 @@ static int line_open(struct reporter *r, struct err *err)
 
     for (int i = 0; i < SLOTS && e == 0; i++)
         e = wire_call_new(r->client, on_done, r, &r->slots[i].call);
-    r->connected = r->greeted = false;
+    r->greeted = false;
+    r->connections = 0;
     r->alone_since = now_ms();
     return e;
 }
@@ -619,17 +621,17 @@ void reporter_close(struct reporter *r)
 
 void reporter_turn(struct reporter *r)
 {
-    bool connected;
+    unsigned connections;
 
     line_watch(r);
     if (!r->client)
         return;
-    connected = wire_connected(r->client);
-    if (connected && !r->connected && r->greeted) /* a daemon that may be new: adoption */
-        r->greeted = false;
-    r->connected = connected;
     for (int i = 0; i < SLOTS; i++)
         take(r, (enum slot_kind)i);
+    connections = wire_connections(r->client);
+    if (connections != r->connections) /* a daemon that may be new: adoption */
+        r->greeted = false;
+    r->connections = connections;
     if (r->fenced || r->done)
         return;
     if (!r->greeted) {

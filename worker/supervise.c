@@ -233,7 +233,7 @@ static void run_ranks(struct supervisor *s)
         snprintf(s->why, sizeof s->why, "%s", err.text);
         supervise_watch_kill(s);
     }
-    while (s->n_alive > 0)
+    while (s->n_alive > 0 && !supervise_watch_stuck(s))
         turn(s);
     show_rows(s);
     for (int i = 0; i < s->n_ranks; i++)
@@ -316,6 +316,11 @@ int supervise_gang(const struct supervise_opts *o, struct gang_exit *ret, struct
              ret->first_rank, ret->error);
     if (r < 0)
         err_set(err, r, "%s/exit.json: %s", o->dir, strerror(-r));
+    if (s->n_alive > 0) {
+        /* The devices are not free: the daemon, which sees the lock free and the process
+         * there, fences them, and takes the record from the disk when it is gone. */
+        goto fail;
+    }
     if (record && s->reporter) {
         linger(s, record, r == 0);
         r = 0;

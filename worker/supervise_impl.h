@@ -54,7 +54,10 @@ void supervise_watch_tell(struct supervisor *s, unsigned flags); /* LINK_*, all 
 void supervise_watch_kill(struct supervisor *s);                 /* all ranks         */
 void supervise_watch_reap(struct supervisor *s);
 void supervise_watch_turn(struct supervisor *s); /* silence, steps, grace, logs */
-/* How it ended; all ranks are reaped. */
-void supervise_watch_record(const struct supervisor *s, struct gang_exit *e);
+/* Nothing can be done for those who are left: SIGKILL did not end them, they hang in the
+ * kernel. */
+bool supervise_watch_stuck(const struct supervisor *s);
+/* How it ended; all ranks are reaped, or stuck. */
+void supervise_watch_record(struct supervisor *s, struct gang_exit *e);
 
 #endif

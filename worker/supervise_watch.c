@@ -170,6 +170,34 @@ void supervise_watch_turn(struct supervisor *s)
 
 /* ---- the end ---- */
 
+bool supervise_watch_stuck(const struct supervisor *s)
+{
+    const int64_t patience_ms = 2 * s->gang->grace_ms;
+
+    for (int i = 0; i < s->n_ranks; i++) {
+        const struct child *c = &s->ranks[i];
+        if (!c->over && (!c->killed || now_ms() - c->killed_ms < patience_ms))
+            return false;
+    }
+    return true;
+}
+
+/* They count as killed, which they will be when the kernel lets go of them. */
+static void name_the_stuck(struct supervisor *s)
+{
+    for (int i = 0; i < s->n_ranks; i++) {
+        struct child *c = &s->ranks[i];
+        const size_t n = strlen(s->why);
+        if (c->over)
+            continue;
+        c->signal = SIGKILL;
+        snprintf(s->why + n, sizeof s->why - n,
+                 "%srank %d (%s) cannot be killed: it hangs in the kernel", n ? "; " : "", i,
+                 s->gang->devices[i]);
+        log_error("rank_stuck", "rank=%d pid=%d", i, (int)c->pid);
+    }
+}
+
 static void end_code(const struct supervisor *s, struct gang_exit *e)
 {
     const struct child *first = s->first_rank >= 0 ? &s->ranks[s->first_rank] : NULL;
@@ -196,11 +224,12 @@ static void end_code(const struct supervisor *s, struct gang_exit *e)
     }
 }
 
-void supervise_watch_record(const struct supervisor *s, struct gang_exit *e)
+void supervise_watch_record(struct supervisor *s, struct gang_exit *e)
 {
     const char *dir = s->gang->output_dir;
     const int64_t checkpoint = folder_newest_checkpoint(dir);
 
+    name_the_stuck(s);
     memset(e, 0, sizeof *e);
     snprintf(e->error, sizeof e->error, "%s", s->why);
     end_code(s, e);

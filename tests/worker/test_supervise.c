@@ -281,6 +281,57 @@ static void test_silence(void **state)
     json_decref(e);
 }
 
+static bool write_file(const char *dir, const char *name, const char *text)
+{
+    char path[160];
+    FILE *f;
+
+    snprintf(path, sizeof path, "%s/%s", dir, name);
+    f = fopen(path, "w");
+    if (!f)
+        return false;
+    fputs(text, f);
+    return fclose(f) == 0;
+}
+
+/* A rank that SIGKILL does not end (frozen, as one that hangs in the kernel): the supervisor
+ * names it, leaves its record and goes, so that the daemon can see what is left. */
+static void test_stuck(void **state)
+{
+    char freezer[96], number_text[32];
+    pid_t pids[2], supervisor;
+    json_t *e;
+
+    (void)state;
+    snprintf(freezer, sizeof freezer, "/sys/fs/cgroup/freezer/alignd-test-%d", (int)getpid());
+    if (mkdir(freezer, 0755) < 0) {
+        print_message("skipped: no freezer of control groups to write to\n");
+        skip();
+    }
+    make_gang("[\"train\",\"train\"]", 2, ",\"beat_ms\":100,\"silence_ms\":1000");
+    supervisor = start();
+    rank_pids(pids, 2);
+    wait_steps();
+    snprintf(number_text, sizeof number_text, "%d", (int)pids[1]);
+    assert_true(write_file(freezer, "cgroup.procs", number_text));
+    assert_true(write_file(freezer, "freezer.state", "FROZEN"));
+    const int code = wait_for(supervisor);
+    const bool left = alive(pids[1]);
+    e = load(gang_dir, "exit.json");
+    assert_true(write_file(freezer, "freezer.state", "THAWED"));
+    for (int i = 0; i < 500 && (alive(pids[1]) || rmdir(freezer) < 0); i++)
+        sleep_ms(10);
+    assert_int_equal(code, 0);
+    assert_true(left);
+    assert_false(alive(pids[0]) || alive(pids[1]));
+    assert_int_equal(number(e, "first_rank"), 1);
+    assert_int_equal(number(e, "signal"), SIGKILL);
+    assert_non_null(strstr(string(e, "error"), "silent"));
+    assert_non_null(strstr(string(e, "error"), "rank 1 (cpu:1) cannot be killed"));
+    rank_end(e, 1, 0, SIGKILL);
+    json_decref(e);
+}
+
 static void test_no_step(void **state)
 {
     json_t *e = run_to_end("[\"still\",\"still\"]", 2, ",\"stall_ms\":700");
@@ -436,6 +487,7 @@ int main(int argc, char **argv)
         cmocka_unit_test_setup_teardown(test_crash, setup, teardown),
         cmocka_unit_test_setup_teardown(test_oom_kill, setup, teardown),
         cmocka_unit_test_setup_teardown(test_silence, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_stuck, setup, teardown),
         cmocka_unit_test_setup_teardown(test_no_step, setup, teardown),
         cmocka_unit_test_setup_teardown(test_supervisor_killed, setup, teardown),
         cmocka_unit_test_setup_teardown(test_stop, setup, teardown),

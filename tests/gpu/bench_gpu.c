@@ -58,8 +58,11 @@ struct device {
 static int device_open(const char *backend, struct device *d)
 {
     char why[512] = "";
+    struct kn_device first;
     int r = kn_backend(backend, &d->ops, why, sizeof why);
 
+    if (r == 0)
+        (void)d->ops->devices(&first, 1, why, sizeof why); /* for the reason */
     if (r == 0)
         r = d->ops->open(&(struct kn_open){.threads = 1, .compute = KN_BF16}, &d->ctx);
     return r < 0 ? fails(backend, why[0] ? why : strerror(-r)) : 0;

@@ -21,6 +21,7 @@
 #include "daemon/devices.h"
 #include "proto/atomic_file.h"
 #include "proto/buf.h"
+#include "proto/proc.h"
 
 extern char **environ;
 
@@ -101,44 +102,6 @@ static json_t *slurp_json(int dir, const char *name)
 
 /* ---- processes ---- */
 
-static void boot_id(char *to, size_t size)
-{
-    const int fd = open("/proc/sys/kernel/random/boot_id", O_RDONLY | O_CLOEXEC);
-    const ssize_t n = fd < 0 ? -1 : read(fd, to, size - 1);
-
-    to[n > 0 ? n : 0] = 0;
-    to[strcspn(to, "\n")] = 0;
-    if (fd >= 0)
-        close(fd);
-}
-
-/* Field 22 of /proc/PID/stat; 0: no such process, or only its unreaped remains. */
-static uint64_t start_of(pid_t pid)
-{
-    char path[64], text[1024], *p;
-    unsigned long long start = 0;
-    char state;
-    ssize_t n;
-    int fd;
-
-    snprintf(path, sizeof path, "/proc/%d/stat", (int)pid);
-    fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0)
-        return 0;
-    n = read(fd, text, sizeof text - 1);
-    close(fd);
-    if (n <= 0)
-        return 0;
-    text[n] = 0;
-    p = strrchr(text, ')'); /* the name before it may hold anything */
-    if (!p || sscanf(p + 1,
-                     " %c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %*u %*u %*d %*d %*d %*d %*d %*d"
-                     " %llu",
-                     &state, &start) != 2)
-        return 0;
-    return state == 'Z' || state == 'X' ? 0 : start;
-}
-
 /* A descriptor of the process `o` of pids.json describes, or -1 when it is not there
  * (any more). The start time is compared after the descriptor is held. */
 static int pidfd_of(const json_t *o, pid_t *ret_pid)
@@ -152,7 +115,7 @@ static int pidfd_of(const json_t *o, pid_t *ret_pid)
     fd = (int)syscall(SYS_pidfd_open, (pid_t)pid, 0);
     if (fd < 0)
         return -1;
-    if (start_of((pid_t)pid) != (uint64_t)start) {
+    if (proc_start((pid_t)pid) != (uint64_t)start) {
         close(fd);
         return -1;
     }
@@ -168,13 +131,13 @@ static int pidfd_signal(int pidfd, int sig)
 /* pids.json of this boot, or NULL. */
 static json_t *read_pids(int dir)
 {
-    char now[64];
+    char now[PROC_BOOT_TEXT];
     const char *was;
     json_t *o = slurp_json(dir, "pids.json");
 
     if (!o)
         return NULL;
-    boot_id(now, sizeof now);
+    proc_boot_text(now);
     was = json_string_value(json_object_get(o, "boot_id"));
     if (!was || strcmp(was, now) != 0) {
         json_decref(o);

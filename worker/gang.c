@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "proto/atomic_file.h"
+#include "proto/proc.h"
 #include "worker/json_text.h"
 
 enum { FILE_MAX = 4 * LIMIT_SPEC_BYTES };
@@ -166,39 +167,6 @@ void gang_free(struct gang *g)
     free(g);
 }
 
-uint64_t gang_process_start(pid_t pid)
-{
-    char path[64], text[1024];
-    const char *p;
-    ssize_t n;
-    int fd;
-
-    snprintf(path, sizeof path, "/proc/%d/stat", (int)pid);
-    fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0)
-        return 0;
-    n = read(fd, text, sizeof text - 1);
-    close(fd);
-    if (n <= 0)
-        return 0;
-    text[n] = '\0';
-    p = strrchr(text, ')'); /* the command may hold anything; field 3 follows */
-    for (int field = 2; p && field < 22; field++)
-        p = strchr(p + 1, ' ');
-    return p ? strtoull(p + 1, NULL, 10) : 0;
-}
-
-static void boot_id(char *buf, size_t size)
-{
-    const int fd = open("/proc/sys/kernel/random/boot_id", O_RDONLY | O_CLOEXEC);
-    const ssize_t n = fd < 0 ? 0 : read(fd, buf, size - 1);
-
-    if (fd >= 0)
-        close(fd);
-    buf[n > 0 ? n : 0] = '\0';
-    buf[strcspn(buf, "\n")] = '\0';
-}
-
 /* o's text into the file `name`; takes o. ret_text may be NULL. */
 static int write_json(int dir_fd, const char *name, json_t *o, char **ret_text)
 {
@@ -217,16 +185,16 @@ static int write_json(int dir_fd, const char *name, json_t *o, char **ret_text)
 int gang_write_pids(int dir_fd, const struct gang *g, const struct gang_process *ranks, int n)
 {
     json_t *list = json_array();
-    char boot[64];
+    char boot[PROC_BOOT_TEXT];
 
-    boot_id(boot, sizeof boot);
+    proc_boot_text(boot);
     for (int i = 0; i < n; i++)
         json_array_append_new(list, json_pack("{s:i,s:I,s:s}", "pid", (int)ranks[i].pid, "start",
                                               (json_int_t)ranks[i].start, "device", g->devices[i]));
     return write_json(dir_fd, "pids.json",
                       json_pack("{s:i,s:s,s:{s:i,s:I},s:o}", "v", 1, "boot_id", boot, "supervisor",
-                                "pid", (int)getpid(), "start",
-                                (json_int_t)gang_process_start(getpid()), "ranks", list),
+                                "pid", (int)getpid(), "start", (json_int_t)proc_start(getpid()),
+                                "ranks", list),
                       NULL);
 }
 

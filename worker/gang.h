@@ -38,13 +38,11 @@ void gang_free(struct gang *g); /* NULL is a no-op */
 
 struct gang_process {
     pid_t pid;
-    uint64_t start; /* field 22 of /proc/PID/stat: tells a reused pid apart           */
+    uint64_t start; /* proto/proc.h: tells a reused pid apart                         */
 };
 
 /* Writes pids.json. */
 int gang_write_pids(int dir_fd, const struct gang *g, const struct gang_process *ranks, int n);
-/* 0 when there is no such process. */
-uint64_t gang_process_start(pid_t pid);
 
 struct gang_end { /* how one rank ended */
     int code, signal;

@@ -11,6 +11,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "proto/proc.h"
 #include "worker/folder.h"
 #include "worker/host.h"
 #include "worker/supervise_impl.h"
@@ -93,7 +94,7 @@ int supervise_start_ranks(struct supervisor *s, struct err *err)
         s->n_ranks++;
         s->n_alive++;
         s->ranks[i].heard_ms = s->ranks[i].moved_ms = now_ms();
-        pids[i] = (struct gang_process){s->ranks[i].pid, gang_process_start(s->ranks[i].pid)};
+        pids[i] = (struct gang_process){s->ranks[i].pid, proc_start(s->ranks[i].pid)};
     }
     r = gang_write_pids(s->dir_fd, s->gang, pids, s->n_ranks);
     return r < 0 ? err_set(err, r, "%s/pids.json: %s", s->o.dir, strerror(-r)) : 0;

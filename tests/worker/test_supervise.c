@@ -14,6 +14,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "proto/proc.h"
 #include "worker/folder.h"
 #include "worker/gang.h"
 
@@ -164,7 +165,7 @@ static void rank_pids(pid_t *ret, size_t ranks)
 
 static bool alive(pid_t pid)
 {
-    return gang_process_start(pid) != 0;
+    return proc_start(pid) != 0;
 }
 
 static void wait_steps(void)

@@ -1,0 +1,21 @@
+/* proc.h - what the kernel says of this boot and of a process: what tells a process
+ * apart from another that got its number later. */
+#ifndef PROTO_PROC_H
+#define PROTO_PROC_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+enum { PROC_BOOT_TEXT = 37, PROC_BOOT_BYTES = 16 };
+
+/* This boot's id as the kernel writes it, a UUID; "" when it does not say. */
+void proc_boot_text(char ret[PROC_BOOT_TEXT]);
+/* The same as bytes; zeros when it does not say. */
+void proc_boot_bytes(uint8_t ret[PROC_BOOT_BYTES]);
+
+/* Field 22 of /proc/PID/stat, proc(5): when it started, in clock ticks since the
+ * boot. 0: there is no such process, or only its unreaped remains. */
+uint64_t proc_start(pid_t pid);
+
+#endif

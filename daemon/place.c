@@ -1,6 +1,15 @@
 /* place.c - see place.h. */
 #include "daemon/place.h"
 
+#include <string.h>
+
+int place_order(const char *a, const char *b)
+{
+    const size_t m = strlen(a), n = strlen(b);
+
+    return m != n ? (m < n ? -1 : 1) : strcmp(a, b);
+}
+
 bool place_is_fenced(const struct place_device *d)
 {
     return d->fenced || d->unfit || d->fault;
@@ -38,16 +47,26 @@ bool place_pick(const struct place_device *d, size_t n, int type, uint32_t want,
 {
     uint16_t picked[LIMIT_RANKS];
     uint32_t k = 0;
+    bool more = false;
 
     if (want == 0 || want > LIMIT_RANKS)
         return false;
-    for (size_t i = 0; i < n && k < want; i++)
-        if (d[i].type == type && place_is_free(&d[i]))
-            picked[k++] = (uint16_t)i;
+    for (size_t i = 0; i < n; i++) { /* the first `want` by name, in order */
+        uint32_t at = k;
+        if (d[i].type != type || !place_is_free(&d[i]))
+            continue;
+        while (at > 0 && place_order(d[i].name, d[picked[at - 1]].name) < 0)
+            at--;
+        more = k == want;
+        if (at == want)
+            continue;
+        memmove(picked + at + 1, picked + at, (k - at - more) * sizeof(picked[0]));
+        picked[at] = (uint16_t)i;
+        k += !more;
+    }
     if (k < want)
         return false;
-    for (uint32_t i = 0; i < want; i++)
-        ret[i] = picked[i];
+    memcpy(ret, picked, want * sizeof(picked[0]));
     return true;
 }
 

@@ -1,7 +1,8 @@
 /* place.h - the devices of this machine, and which of them a gang gets.
  *
  * A gang is placed whole or not at all. Devices of one type are equal; the
- * lowest numbers go first, so that a run's devices are easy to predict. */
+ * lowest numbers go first, so that a run's devices are easy to predict, in whatever
+ * order they became known (a restart hears of those in use first). */
 #ifndef DAEMON_PLACE_H
 #define DAEMON_PLACE_H
 
@@ -33,6 +34,9 @@ struct place_count {
 };
 
 struct place_count place_count(const struct place_device *d, size_t n, int type);
+
+/* <, =, > 0: a is before b, "cpu:2" before "cpu:10". Of one type. */
+int place_order(const char *a, const char *b);
 
 /* Fills ret[0..want) with indices of free devices and returns true, or returns
  * false and leaves ret alone. */

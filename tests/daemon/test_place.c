@@ -2,6 +2,8 @@
  * states of four devices are tried: 7^4 machines. */
 #include "tests/support/test.h"
 
+#include <string.h>
+
 #include "daemon/place.h"
 
 enum { FREE, USED, FOREIGN, FENCED, DRAINED, GONE, OTHER, KINDS };
@@ -61,6 +63,30 @@ static void test_every_machine_of_four(void **state)
     }
 }
 
+/* In whatever order they became known: cpu:1 before cpu:10, and the lowest that are free. */
+static void test_lowest_names_first(void **state)
+{
+    static const char *const names[] = {"cpu:10", "cpu:1", "cpu:3", "cpu:0", "gpu:0", "cpu:2"};
+    struct place_device d[6];
+    uint16_t got[4];
+
+    (void)state;
+    for (int i = 0; i < 6; i++) {
+        d[i] = (struct place_device){.type = i == 4 ? JOB_GPU : JOB_CPU};
+        strncpy(d[i].name, names[i], sizeof(d[i].name) - 1);
+    }
+    assert_true(place_pick(d, 6, JOB_CPU, 1, got));
+    assert_int_equal(got[0], 3);
+    d[1].job = 7;
+    assert_true(place_pick(d, 6, JOB_CPU, 4, got));
+    assert_int_equal(got[0], 3);
+    assert_int_equal(got[1], 5);
+    assert_int_equal(got[2], 2);
+    assert_int_equal(got[3], 0);
+    assert_true(place_pick(d, 6, JOB_CPU, 3, got));
+    assert_int_equal(got[2], 2);
+}
+
 static void test_a_stray_is_a_use(void **state)
 {
     struct place_device d = {.type = JOB_CPU, .strays = 1};
@@ -84,6 +110,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_every_machine_of_four),
+        cmocka_unit_test(test_lowest_names_first),
         cmocka_unit_test(test_a_stray_is_a_use),
         cmocka_unit_test(test_wants_that_cannot_be),
     };

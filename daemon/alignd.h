@@ -5,6 +5,7 @@
  *   held.c     requests that wait for something
  *   feed.c     the newest rows of jobs that run, for watchers
  *   reads.c    answers that need the disk, in the thread pool
+ *   recalls.c  requests about what only the store still knows
  *   gangs.c    launcher calls in the thread pool, one at a time per gang
  *   loop.c     timers, signals, start and end
  *
@@ -100,6 +101,8 @@ void effects_step(struct alignd *a, const struct event *ev);
 struct effect *effects_submitted(struct alignd *a);
 /* Nothing of the core's state waits for the disk. */
 bool effects_clean(const struct alignd *a);
+/* What was decided before this core_age() is durable. */
+int64_t effects_durable_s(const struct alignd *a);
 /* Sends m to the request once what the core holds now is durable. */
 void effects_reply_later(struct alignd *a, uint64_t request, const struct msg *m);
 /* The same for an answer that takes a while to make: a mark now, the frame (taken
@@ -119,6 +122,8 @@ struct request {
     enum msg_type type;
     uint64_t uid;
     uint64_t seen; /* w_directive                                                     */
+    bool recalled; /* the store has been asked (recalls.c)                            */
+    const struct store_jobs *page; /* list, recalled: ended jobs in the store; borrowed       */
 };
 int server_open(struct alignd *a, struct err *err);
 void server_close(struct alignd *a);
@@ -129,6 +134,8 @@ void server_send_frame(struct alignd *a, uint64_t handle, const void *data, size
 void server_error(struct alignd *a, uint64_t handle, enum msg_code code, const char *fmt, ...)
     __attribute__((format(printf, 4, 5)));
 void server_drop(struct alignd *a, uint64_t handle);
+/* Looks at the request once more, from its frame. */
+void server_again(struct alignd *a, uint64_t handle);
 /* The core's answer. */
 void server_reply(struct alignd *a, const struct fx_reply *r);
 
@@ -164,8 +171,9 @@ bool feed_rows(struct alignd *a, uint64_t job, uint64_t since, struct row_page *
                uint64_t *ret_last);
 /* The newest committed seq known here; 0: none. */
 uint64_t feed_last(const struct alignd *a, uint64_t job);
-/* The attempts' JSON, kept between their changes so that a watcher's state needs no
- * look at the disk; NULL: to be read, and then kept unless `version` has passed. */
+/* The attempts' JSON as store_read_attempts() makes it, kept between their changes so that a
+ * watcher's state needs no look at the disk; NULL: to be read, and then kept unless `version` has
+ * passed. */
 void feed_attempt(struct alignd *a, uint64_t job); /* a row of them was committed      */
 const char *feed_attempts(const struct alignd *a, uint64_t job, uint64_t *ret_version);
 void feed_keep_attempts(struct alignd *a, uint64_t job, uint64_t version, const char *json,
@@ -178,7 +186,8 @@ void reads_rows(struct alignd *a, uint64_t request, const struct msg_metrics *m)
 void reads_log(struct alignd *a, uint64_t request, uint64_t job, uint32_t attempt, uint32_t rank,
                int64_t offset, uint64_t max, bool over);
 void reads_spec(struct alignd *a, uint64_t request, uint64_t job);
-/* `head`: the JSON of the job without its last brace; the attempts are added. */
+/* `head`: the JSON of the job without its last brace; the attempts are added, that of
+ * a gang with the step that the core knows. */
 void reads_show(struct alignd *a, uint64_t request, uint64_t job, struct buf *head);
 /* The same for a watcher. */
 struct reads_news {
@@ -192,6 +201,16 @@ struct reads_news {
 };
 void reads_news(struct alignd *a, uint64_t request, const struct reads_news *n);
 void reads_close(void);
+int reads_reader_get(const char *path, struct store_reader **ret); /* any thread            */
+void reads_reader_put(struct store_reader *r);
+
+/* ---- recalls.c: each ends in server_again() with request.recalled set ---- */
+/* job: 0: that of the answer; answer: whose answer is looked for, or NULL */
+void recalls_job(struct alignd *a, uint64_t request, uint64_t job,
+                 const struct event_request *answer);
+void recalls_newest(struct alignd *a, uint64_t request, uint32_t uid);
+/* uid < 0: of all users */
+void recalls_list(struct alignd *a, uint64_t request, uint64_t after, int64_t uid, uint64_t max);
 
 /* ---- gangs.c ---- */
 int gangs_reconcile(struct alignd *a, struct err *err); /* at start; may block            */

@@ -34,9 +34,10 @@ const char config_usage[] =
     "  --foreground         log to standard error instead of <state>/alignd.log\n"
     "  --version, --help\n"
     "\n"
-    "<state>/alignd.json may hold \"cpu_slots\", \"worker\", \"devices_dir\", \"log_level\" and\n"
-    "\"operators\" (user names or numbers that may act on all jobs). SIGHUP reads it again:\n"
-    "log_level and operators take effect, a change of the others is refused by name.\n";
+    "<state>/alignd.json may hold \"cpu_slots\", \"worker\", \"devices_dir\", \"log_level\",\n"
+    "\"operators\" (user names or numbers that may act on all jobs) and \"memory_keep\" (\"7d\":\n"
+    "how long ended jobs stay in memory). SIGHUP reads it again: log_level and operators take\n"
+    "effect, a change of the others is refused by name.\n";
 
 /* Magic numbers that linux/magic.h lacks. */
 enum { MAGIC_LUSTRE = 0x0BD00BD0, MAGIC_GPFS = 0x47504653, MAGIC_BEEGFS = 0x19830326 };
@@ -235,12 +236,55 @@ static int take_operators(struct config *c, const json_t *v, struct err *err)
     return 0;
 }
 
+int config_duration(const char *text, int64_t *ret)
+{
+    static const struct {
+        char unit;
+        int64_t seconds;
+    } units[] = {{'s', 1}, {'m', 60}, {'h', 3600}, {'d', 86400}, {'w', 604800}};
+    char *end;
+    long v;
+
+    if (strcmp(text, "forever") == 0) {
+        *ret = CONFIG_FOREVER;
+        return 0;
+    }
+    errno = 0;
+    v = strtol(text, &end, 10);
+    if (errno || text[0] < '0' || text[0] > '9' || v < 1 || v > 1000000000 || !end[0] || end[1])
+        return -EINVAL;
+    for (size_t i = 0; i < sizeof units / sizeof units[0]; i++) {
+        if (*end == units[i].unit) {
+            *ret = v * units[i].seconds;
+            return 0;
+        }
+    }
+    return -EINVAL;
+}
+
+/* 1: key is none of these. */
+static int take_keep(struct config *c, const char *key, const char *text, struct err *err)
+{
+    int64_t *const to = !strcmp(key, "memory_keep") ? &c->file.memory_keep_s : NULL;
+
+    if (!to)
+        return 1;
+    if (!text || config_duration(text, to) < 0)
+        return err_set(
+            err, -EINVAL,
+            "%s: must be a time such as \"90s\", \"12h\", \"30d\", \"2w\" or \"forever\"", key);
+    return 0;
+}
+
 static int take_key(struct config *c, const char *key, const json_t *v, struct err *err)
 {
     const struct config_given *g = &c->given;
     const char *s = json_string_value(v);
     enum log_level level;
+    const int keep = take_keep(c, key, s, err);
 
+    if (keep <= 0)
+        return keep;
     if (!strcmp(key, "operators"))
         return take_operators(c, v, err);
     if (!strcmp(key, "cpu_slots")) {
@@ -255,7 +299,7 @@ static int take_key(struct config *c, const char *key, const json_t *v, struct e
     if (strcmp(key, "worker") && strcmp(key, "devices_dir") && strcmp(key, "log_level"))
         return err_set(err, -EINVAL,
                        "%s: unknown key; known are cpu_slots, worker, devices_dir, log_level, "
-                       "operators",
+                       "operators, memory_keep",
                        key);
     if (!s)
         return err_set(err, -EINVAL, "%s: must be a string", key);
@@ -315,6 +359,7 @@ int config_read(int argc, char **argv, struct config **ret, struct err *err)
         r = absolute(c->state, "--state", err);
     if (r == 0 && !c->help && !c->version)
         r = read_file(c, err);
+    c->memory_keep_s = c->file.memory_keep_s ? c->file.memory_keep_s : 7 * 86400;
     if (r == 0 && !c->devices_dir[0])
         r = copy(c->devices_dir, sizeof c->devices_dir,
                  devices && *devices ? devices : "/tmp/alignd-devices", "ALIGND_DEVICES_DIR", err);
@@ -357,6 +402,8 @@ int config_reload(struct config *c, struct err *err)
         changed = "worker";
     else if (strcmp(n->file.devices_dir, c->file.devices_dir) != 0)
         changed = "devices_dir";
+    else if (n->file.memory_keep_s != c->file.memory_keep_s)
+        changed = "memory_keep";
     if (r == 0 && changed)
         r = err_set(err, -EINVAL, "%s cannot change while alignd runs; start it again", changed);
     if (r == 0) {

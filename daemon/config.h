@@ -11,6 +11,7 @@
 #include "proto/log.h"
 
 enum { CONFIG_SLOTS_MAX = 256, CONFIG_OPERATORS = 64 };
+#define CONFIG_FOREVER (INT64_MAX / 4)
 
 struct config_given { /* on the command line: wins over the file */
     bool slots, worker, devices, level;
@@ -19,6 +20,7 @@ struct config_given { /* on the command line: wins over the file */
 struct config_fixed { /* what the file says of what may not change; 0, "": nothing */
     int cpu_slots;
     char worker[LIMIT_PATH], devices_dir[LIMIT_PATH];
+    int64_t memory_keep_s;
 };
 
 struct config {
@@ -38,7 +40,11 @@ struct config {
     mode_t umask; /* that alignd was started with: what gangs write follows it           */
     struct config_given given;
     struct config_fixed file;
+    int64_t memory_keep_s; /* ended jobs leave the memory after so long; CONFIG_FOREVER: never */
 };
+
+/* "90s", "5m", "12h", "30d", "2w" or "forever" as seconds, at least 1. -EINVAL. */
+int config_duration(const char *text, int64_t *ret);
 
 /* Reads the command line, then <state>/alignd.json if it is there. -EINVAL with a
  * sentence. */

@@ -14,17 +14,19 @@
 #include "proto/err.h"
 
 enum {
-    CORE_JOBS_MAX = 100000,    /* unfinished jobs                                     */
-    CORE_DEVICES_MAX = 1024,   /* devices ever seen since the start                   */
-    CORE_LOST_MAX = 1,         /* a gang lost this often is requeued by itself        */
-    CORE_LAUNCH_TRIES = 3,     /* failed launches in a row, then FAILED               */
-    CORE_RDV_KEYS = 16384,     /* rendezvous values of one attempt                    */
-    CORE_RDV_BYTES = 64 << 20, /* ... and their bytes                                 */
-    CORE_STOP_S = 600,         /* from "stop" to a kill                               */
-    CORE_KILL_S = 20,          /* from a kill to the next                             */
-    CORE_CLEAN_S = 60,         /* a GPU that was foreign is nobody's for so long      */
-    CORE_BACKOFF_S = 60,       /* longest wait before a requeued job is tried again   */
-    CORE_REQUEST_DAYS = 7,
+    CORE_JOBS_MAX = 100000,      /* unfinished jobs                                     */
+    CORE_DEVICES_MAX = 1024,     /* devices ever seen since the start                   */
+    CORE_LOST_MAX = 1,           /* a gang lost this often is requeued by itself        */
+    CORE_LAUNCH_TRIES = 3,       /* failed launches in a row, then FAILED               */
+    CORE_RDV_KEYS = 16384,       /* rendezvous values of one attempt                    */
+    CORE_RDV_BYTES = 64 << 20,   /* ... and their bytes                                 */
+    CORE_STOP_S = 600,           /* from "stop" to a kill                               */
+    CORE_KILL_S = 20,            /* from a kill to the next                             */
+    CORE_CLEAN_S = 60,           /* a GPU that was foreign is nobody's for so long      */
+    CORE_BACKOFF_S = 60,         /* longest wait before a requeued job is tried again   */
+    CORE_REQUEST_DAYS = 7,       /* answers stay in memory so long                      */
+    CORE_ENDED_DAYS = 7,         /* ended jobs too, unless core_opts says otherwise     */
+    CORE_SWEEP_S = 600,          /* between looks for what may go                       */
     CORE_REQUESTS_MAX = 1 << 20, /* remembered; then EVENT_RETRY                      */
 };
 
@@ -33,6 +35,9 @@ struct core;
 struct core_opts {
     uint8_t boot_id[EVENT_BOOT_BYTES];
     int64_t boottime_ns; /* now */
+    /* Seconds of core_age() that an ended job and an answer stay in memory, and between
+     * looks for what may go; 0: CORE_*. */
+    int64_t ended_keep_s, request_keep_s, sweep_s;
 };
 
 /* Returns 0 or -ENOMEM. */
@@ -40,7 +45,9 @@ int core_new(const struct core_opts *opts, struct core **ret);
 void core_free(struct core *c); /* NULL is a no-op */
 
 /* Takes over what was stored, before the first step, in this order: meta, devices,
- * jobs by ascending id, attempts by (job, attempt), gangs, requests, rdv. Rows are
+ * jobs by ascending id, attempts by (job, attempt), gangs, requests, rdv. Ended jobs
+ * with ended_s <= core_ended_before() and their attempts, and requests with age_s <=
+ * core_request_before(), may stay in the store. Rows are
  * checked: -EINVAL with a sentence for one that cannot be (the daemon then refuses
  * to start); a row whose partner is missing is mended at EV_RECONCILED. -ENOMEM. */
 int core_restore_meta(struct core *c, const struct fx_meta *row, struct err *err);
@@ -57,9 +64,26 @@ int core_restore_rdv(struct core *c, const struct fx_rdv *row, struct err *err);
 int core_step(struct core *c, int64_t boottime_ns, int64_t wall_ms, const struct event *ev,
               struct effects *fx);
 
+/* Seconds this store has been served, over all starts: the clock of what is kept. */
+int64_t core_age(const struct core *c);
+int64_t core_ended_before(const struct core *c);
+int64_t core_request_before(const struct core *c);
+
+/* ---- what only the store knows (event.h) -------------------------------- */
+
+/* The job was given this id and has left the memory. */
+bool core_forgotten(const struct core *c, uint64_t job);
+bool core_any_forgotten(const struct core *c); /* some job has                        */
+/* A change that cannot be decided without a look into the store: *ret_job is the job to
+ * look for (0: none), *ret_request: the request itself too. */
+bool core_recall_due(const struct core *c, const struct event *ev, uint64_t *ret_job,
+                     bool *ret_request);
+/* Grows whenever something leaves the memory. */
+uint64_t core_forgets(const struct core *c);
+
 /* ---- what views read; valid until the next core_step ------------------- */
 
-size_t core_n_jobs(const struct core *c);
+size_t core_n_jobs(const struct core *c); /* in memory                                */
 const struct job *core_job_at(const struct core *c, size_t i); /* by ascending id     */
 const struct job *core_job(const struct core *c, uint64_t id); /* or NULL             */
 /* Jobs from the highest rev downwards: core_newest, then core_older until NULL. A

@@ -233,6 +233,7 @@ static void on_submit(struct core *c, const struct event *ev, struct effects *fx
                                                          .steps = s->steps,
                                                          .loss = (double)NAN,
                                                          .submitted_ms = c->wall_ms,
+                                                         .ended_s = -1,
                                                          .first_rank = -1,
                                                          .name = s->name,
                                                          .method = s->method,
@@ -418,34 +419,4 @@ void core_client_event(struct core *c, const struct event *ev, struct effects *f
         on_shutdown(c, ev, fx);
         break;
     }
-}
-
-/* ---- forgetting ---------------------------------------------------------- */
-
-struct sweep {
-    struct core *c;
-    struct effects *fx;
-};
-
-static bool too_old(void *arg, const struct fx_request *row)
-{
-    const struct sweep *s = arg;
-
-    if (s->c->meta.age_s - row->age_s < CORE_REQUEST_DAYS * 86400LL ||
-        (row->job && core_find(s->c, row->job)))
-        return false;
-    struct effect *e = event_add(s->fx, FX_REQUEST_DROP);
-    e->request = *row;
-    e->request.text = NULL;
-    return true;
-}
-
-void core_client_sweep(struct core *c, struct effects *fx)
-{
-    struct sweep s = {c, fx};
-
-    if (c->store_full || c->meta.age_s - c->swept_s < 3600)
-        return;
-    c->swept_s = c->meta.age_s;
-    request_sweep(&c->requests, too_old, &s);
 }

@@ -32,10 +32,8 @@ int core_restore_device(struct core *c, const struct fx_device *row, struct err 
     return 0;
 }
 
-static const char *bad_job(const struct core *c, const struct job *row)
+const char *core_restore_bad_job(const struct core *c, const struct job *row)
 {
-    if (c->jobs.n && row->id <= c->jobs.v[c->jobs.n - 1]->job.id)
-        return "is out of order";
     if (row->id == 0 || row->id >= c->meta.next_job)
         return "has an id that was never given";
     if (row->rev > c->meta.rev || row->order > c->meta.rev)
@@ -56,8 +54,10 @@ static const char *bad_job(const struct core *c, const struct job *row)
 
 int core_restore_job(struct core *c, const struct job *row, struct err *err)
 {
-    const char *bad = bad_job(c, row);
+    const char *bad = core_restore_bad_job(c, row);
 
+    if (!bad && c->jobs.n && row->id <= c->jobs.v[c->jobs.n - 1]->job.id)
+        bad = "is out of order";
     if (bad)
         return BAD("store: job %llu %s", (unsigned long long)row->id, bad);
     struct core_node *n = core_node_new(c, row);
@@ -72,6 +72,13 @@ int core_restore_job(struct core *c, const struct job *row, struct err *err)
     return c->failed ? NO_MEMORY : 0;
 }
 
+const char *core_restore_bad_attempt(const struct attempt *row)
+{
+    if (!job_state_valid(row->state) || row->phase >= JOB_PHASES || row->resume_step < -1)
+        return "is damaged";
+    return NULL;
+}
+
 int core_restore_attempt(struct core *c, const struct attempt *row, struct err *err)
 {
     struct core_node *n = core_find(c, row->job);
@@ -80,7 +87,7 @@ int core_restore_attempt(struct core *c, const struct attempt *row, struct err *
     if (!p)
         return BAD("store: attempt %u belongs to job %llu, which has no such attempt", row->attempt,
                    (unsigned long long)row->job);
-    if (!job_state_valid(row->state) || row->phase >= JOB_PHASES || row->resume_step < -1)
+    if (core_restore_bad_attempt(row))
         return BAD("store: attempt %u of job %llu is damaged", row->attempt,
                    (unsigned long long)row->job);
     p->last_report = row->last_report;

@@ -23,6 +23,7 @@ struct core_node {  /* a job */
     uint32_t tries;        /* requeues in a row without progress                      */
     int64_t not_before_ns; /* > 0: in core.waiting, not in a queue                    */
     int64_t placed_step;   /* job.step when its gang was placed                       */
+    int64_t recalled_s;    /* age when it came back from the store; 0: never left     */
     bool dirty;            /* in core.dirty: its row is due at the end of the step    */
     char *error, *adapter; /* what job.error and job.adapter point to                 */
     char text[];           /* name, method, output_dir                                */
@@ -74,6 +75,8 @@ struct core {
     struct request_table requests;
     struct fx_meta meta, meta_written;
     int64_t age_base_ns, swept_s;
+    int64_t ended_keep_s, request_keep_s, sweep_s;
+    uint64_t forgets;
     uint8_t boot_id[EVENT_BOOT_BYTES];
     int64_t now_ns, wall_ms;
     bool reconciled, store_full, stopping;
@@ -91,6 +94,8 @@ void core_unclaim(struct core *c, struct core_node *n); /* among the unfinished 
 void core_enqueue(struct core *c, struct core_node *n); /* a PENDING job, unless held  */
 void core_dequeue(struct core *c, struct core_node *n);
 struct core_node *core_node_new(struct core *c, const struct job *row);
+void core_node_free(struct core_node *n);
+void core_unlink(struct core *c, struct core_node *n); /* from the newest             */
 struct core_past *core_past(const struct core_node *n, uint32_t attempt); /* NULL: none */
 int core_past_grow(struct core_node *n);
 void core_set_text(struct core *c, char **slot, const char *s);
@@ -131,6 +136,13 @@ void core_worker_event(struct core *c, const struct event *ev, struct effects *f
 
 /* core_client.c */
 void core_client_event(struct core *c, const struct event *ev, struct effects *fx);
-void core_client_sweep(struct core *c, struct effects *fx);
+
+/* core_recall.c */
+void core_recall_sweep(struct core *c, int64_t durable_s, struct effects *fx);
+void core_recall_event(struct core *c, const struct event_recall *r);
+
+/* core_restore.c */
+const char *core_restore_bad_job(const struct core *c, const struct job *row);
+const char *core_restore_bad_attempt(const struct attempt *row);
 
 #endif

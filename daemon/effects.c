@@ -16,6 +16,7 @@ struct later { /* an answer made from the core's memory */
 
 struct batch {
     uint64_t number;
+    int64_t opened_s; /* core_age() */
     struct effects fx;
     struct store_log *logs;
     size_t n_logs, cap_logs;
@@ -49,6 +50,7 @@ static struct batch *batch_new(struct alignd *a)
     if (!b)
         alignd_give_up(a, "out of memory");
     b->number = ++a->batches;
+    b->opened_s = core_age(a->core);
     return b;
 }
 
@@ -289,6 +291,13 @@ void effects_step(struct alignd *a, const struct event *ev)
 bool effects_clean(const struct alignd *a)
 {
     return !a->flying && !a->retrying && batch_empty(a->open);
+}
+
+int64_t effects_durable_s(const struct alignd *a)
+{
+    const struct batch *oldest = a->retrying ? a->retrying : a->flying ? a->flying : a->open;
+
+    return oldest == a->open && batch_empty(oldest) ? core_age(a->core) : oldest->opened_s;
 }
 
 struct effect *effects_submitted(struct alignd *a)

@@ -136,6 +136,7 @@ const char *event_kind_name(enum event_kind k)
         [EV_STORE_FULL] = "store_full",
         [EV_STORE_OK] = "store_ok",
         [EV_TICK] = "tick",
+        [EV_RECALL] = "recall",
         [EV_SHUTDOWN] = "shutdown",
     };
     return (unsigned)k < EVENT_KINDS && names[k] ? names[k] : "?";

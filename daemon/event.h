@@ -38,6 +38,12 @@
  * launcher knows besides, one of EV_GANG_ALIVE, _ABSENT, _LOST, _EXITED; then
  * EV_RECONCILED; then the sockets open. No job is placed before EV_RECONCILED.
  *
+ * WHAT THE CORE LETS GO OF. Jobs that ended long ago and answers given long ago stay
+ * in the store but leave the core's memory (core_opts). They are asked for rarely, so
+ * that the shell reads them back then: before a request about a job that
+ * core_forgotten(), and before a change that core_recall_due(), it reads the rows and
+ * says EV_RECALL, provided that core_forgets() has not changed since it began to read.
+ *
  * LAUNCHER'S WORDS about a gang. ALIVE: its lock is held, or a process of it is
  * left. ABSENT: it was never started here (no lock file), so starting it now is
  * its first start, and the launcher has seen to it that
@@ -91,7 +97,8 @@ enum event_kind {
     EV_RECONCILED, /* all devices and gangs have been told                           */
     EV_STORE_FULL, /* a commit failed for want of space                              */
     EV_STORE_OK,   /* ... and has now gone through                                   */
-    EV_TICK,       /* about once a second                                            */
+    EV_TICK,       /* about once a second: `tick`                                    */
+    EV_RECALL,     /* what the core has let go of, read from the store: `recall`     */
     EV_SHUTDOWN,   /* alignd will exit when this batch is durable; gangs stay. With a
                     * client: `req` too, an operator's                               */
     EVENT_KINDS,
@@ -99,7 +106,7 @@ enum event_kind {
 
 /* Who asks for a change, and the id that makes it safe to ask again: the same
  * (uid, id) with the same digest gets the same answer, for as long as the job is
- * known and at least 7 days; with another digest it is refused. `digest` is over
+ * stored and at least 7 days; with another digest it is refused. `digest` is over
  * everything that the request says but its id. */
 struct event_request {
     uint32_t uid;
@@ -194,6 +201,15 @@ struct event_fault {
     uint32_t code; /* daemon/fault.h, > 0                                                 */
 };
 
+/* An ended job with its attempts by number, and the answer to a request; each may be
+ * NULL. What the core knows already, or what cannot be, is ignored. */
+struct event_recall {
+    const struct job *job;
+    const struct attempt *attempts;
+    uint32_t n_attempts;
+    const struct fx_request *request;
+};
+
 struct event {
     enum event_kind kind;
     uint64_t client; /* the shell's handle of the request to answer; 0: nobody       */
@@ -229,6 +245,10 @@ struct event {
         struct event_gang gang;
         struct event_device device;
         struct event_fault fault;
+        struct event_recall recall;
+        struct {
+            int64_t durable_s; /* what was decided before this core_age() is durable */
+        } tick;
     };
 };
 

@@ -104,8 +104,7 @@ static void send_news(struct alignd *a, const struct held *h, const struct job *
     struct msg m = {.type = MSG_T_job_news};
 
     if (b) {
-        buf_str(b, ",\"attempts\":");
-        buf_str(b, attempts);
+        views_attempts(b, attempts, j->step);
         buf_str(b, "}");
     }
     if (!b || b->r < 0) {

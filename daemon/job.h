@@ -120,6 +120,7 @@ struct job {
     int64_t step;     /* last reported by the newest attempt                          */
     double loss;      /* last reported; NAN: none                                     */
     int64_t submitted_ms, started_ms, ended_ms; /* wall clock: labels, 0: not yet      */
+    int64_t ended_s; /* fx_meta.age_s when it ended; -1: it has not                    */
     int32_t exit_code, exit_signal, first_rank; /* of the newest attempt that ended    */
     const char *name, *method, *output_dir;
     const char *error;   /* the sentence of the newest attempt's failure, or NULL      */

@@ -15,6 +15,7 @@
 #include "daemon/alignd.h"
 #include "daemon/devices.h"
 #include "proto/log.h"
+#include "proto/proc.h"
 #include "proto/sha256.h"
 
 enum {
@@ -220,7 +221,7 @@ static void on_tick(uv_timer_t *t)
 {
     struct alignd *a = t->data;
 
-    effects_step(a, &(struct event){.kind = EV_TICK});
+    effects_step(a, &(struct event){.kind = EV_TICK, .tick.durable_s = effects_durable_s(a)});
     held_expire(a);
     held_look(a);
     gangs_tick(a);
@@ -262,30 +263,6 @@ static int take_lock(const char *dir, struct err *err)
         /* only a help for people */
     }
     return fd;
-}
-
-static void read_boot_id(uint8_t id[EVENT_BOOT_BYTES])
-{
-    FILE *f = fopen("/proc/sys/kernel/random/boot_id", "re");
-    char text[64] = "";
-    size_t n = 0;
-
-    memset(id, 0, EVENT_BOOT_BYTES);
-    if (f && fgets(text, sizeof text, f)) {
-        for (const char *p = text; p[0] && p[1] && n < EVENT_BOOT_BYTES;) {
-            unsigned v;
-            if (*p == '-') {
-                p++;
-                continue;
-            }
-            if (sscanf(p, "%2x", &v) != 1)
-                break;
-            id[n++] = (uint8_t)v;
-            p += 2;
-        }
-    }
-    if (f)
-        fclose(f);
 }
 
 /* A symbolic link where people look for the socket, when it lies elsewhere. */
@@ -336,7 +313,8 @@ static int set_paths(struct alignd *a, struct err *err)
 
 static int restore(struct alignd *a, struct err *err)
 {
-    struct core_opts o = {.boottime_ns = alignd_boottime_ns()};
+    struct core_opts o = {.boottime_ns = alignd_boottime_ns(),
+                          .ended_keep_s = a->config->memory_keep_s};
     int r;
 
     memcpy(o.boot_id, a->boot_id, sizeof o.boot_id);
@@ -409,7 +387,7 @@ static int start(struct alignd *a, struct err *err)
 {
     int r;
 
-    read_boot_id(a->boot_id);
+    proc_boot_bytes(a->boot_id);
     a->gpus_seen = devices_gpus_seen();
     if (a->config->cpu_slots == 0)
         a->config->cpu_slots =

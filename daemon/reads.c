@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "daemon/alignd.h"
+#include "daemon/views.h"
 
 enum { SPARE_READERS = 4 };
 
@@ -23,8 +24,10 @@ struct read {
     uint64_t since, max;
     bool all, over;
     struct buf *head;
-    size_t attempts_at, attempts_bytes; /* in head */
+    struct buf attempts; /* as store_read_attempts() makes it */
     uint64_t attempts_version;
+    uint32_t running; /* attempt with a gang, 0: none; and its step */
+    int64_t step;
     struct reads_news news;
     struct row_page rows;
     uint8_t *frame; /* the answer; NULL: r says why not */
@@ -37,7 +40,7 @@ struct read {
 static pthread_mutex_t spare_lock = PTHREAD_MUTEX_INITIALIZER;
 static struct store_reader *spare[SPARE_READERS];
 
-static int reader_get(const char *path, struct store_reader **ret)
+int reads_reader_get(const char *path, struct store_reader **ret)
 {
     struct store_reader *r = NULL;
 
@@ -53,7 +56,7 @@ static int reader_get(const char *path, struct store_reader **ret)
     return 0;
 }
 
-static void reader_put(struct store_reader *r)
+void reads_reader_put(struct store_reader *r)
 {
     pthread_mutex_lock(&spare_lock);
     for (int i = 0; i < SPARE_READERS && r; i++) {
@@ -149,12 +152,15 @@ static int do_spec(struct read *r, struct store_reader *db)
 
 static int whole_job(struct read *r, struct store_reader *db)
 {
-    buf_str(r->head, ",\"attempts\":");
-    r->attempts_at = r->head->bytes;
-    const int e = store_read_attempts(db, r->job, r->head);
-    r->attempts_bytes = r->head->bytes - r->attempts_at;
+    int e;
+
+    r->attempts.max = r->head->max;
+    e = store_read_attempts(db, r->job, r->running, &r->attempts);
+    if (e < 0)
+        return e;
+    views_attempts(r->head, r->attempts.data, r->step);
     buf_str(r->head, "}");
-    return e < 0 ? e : r->head->r;
+    return r->head->r;
 }
 
 static int do_show(struct read *r, struct store_reader *db)
@@ -203,11 +209,11 @@ static void on_work(uv_work_t *w) /* the pool */
     struct read *r = w->data;
     struct store_reader *db;
 
-    r->r = reader_get(r->path, &db);
+    r->r = reads_reader_get(r->path, &db);
     if (r->r < 0)
         return;
     r->r = table[r->kind](r, db);
-    reader_put(db);
+    reads_reader_put(db);
 }
 
 /* ---- in the loop ---- */
@@ -219,6 +225,7 @@ static void read_free(struct read *r)
         free(r->head);
     }
     row_page_fini(&r->rows);
+    buf_free(&r->attempts);
     free(r->frame);
     free(r);
 }
@@ -234,9 +241,9 @@ static void on_after(uv_work_t *w, int status)
         else
             server_error(r->a, r->request, MSG_RETRY, "reading failed: %s", strerror(-e));
     } else {
-        if (r->attempts_bytes > 0)
-            feed_keep_attempts(r->a, r->job, r->attempts_version, r->head->data + r->attempts_at,
-                               r->attempts_bytes);
+        if (r->attempts.bytes > 0)
+            feed_keep_attempts(r->a, r->job, r->attempts_version, r->attempts.data,
+                               r->attempts.bytes);
         effects_frame_later(r->a, r->mark, r->request, r->frame, r->bytes);
         r->frame = NULL;
     }
@@ -246,6 +253,7 @@ static void on_after(uv_work_t *w, int status)
 static struct read *read_new(struct alignd *a, enum read_kind kind, uint64_t request, uint64_t job)
 {
     struct read *r = calloc(1, sizeof *r);
+    const struct job *j = core_job(a->core, job);
 
     if (!r) {
         server_error(a, request, MSG_RETRY, "out of memory");
@@ -256,6 +264,8 @@ static struct read *read_new(struct alignd *a, enum read_kind kind, uint64_t req
     r->kind = kind;
     r->request = request;
     r->job = job;
+    r->running = j && job_has_gang((enum job_state)j->state) ? j->attempt : 0;
+    r->step = j ? j->step : 0;
     (void)feed_attempts(a, job, &r->attempts_version);
     strncpy(r->path, store_path(a->store), sizeof r->path - 1);
     return r;

@@ -8,7 +8,7 @@
 
 enum {
     SCHEMA_APPLICATION_ID = 0x616c676e, /* "algn" */
-    SCHEMA_VERSION = 1,
+    SCHEMA_VERSION = 2,
 };
 
 static const char *const schema_steps[SCHEMA_VERSION] = {
@@ -60,6 +60,18 @@ static const char *const schema_steps[SCHEMA_VERSION] = {
     /* output of ranks, in chunks without gaps or overlap */
     "CREATE TABLE log(job INTEGER, attempt INTEGER, rank INTEGER, at INTEGER, bytes BLOB NOT NULL,"
     " PRIMARY KEY(job, attempt, rank, at)) STRICT;",
+
+    /* 2: what is kept for how long. ended_s: mark.age_s when it ended, NULL: it has not.
+     * Rows with seq <= thin_seq were thinned, thin_every: one in so many stayed (0, 1: all);
+     * output of attempts <= log_cut was cut */
+    "ALTER TABLE job ADD COLUMN ended_s INTEGER;"
+    "ALTER TABLE job ADD COLUMN thin_seq INTEGER NOT NULL DEFAULT 0;"
+    "ALTER TABLE job ADD COLUMN thin_every INTEGER NOT NULL DEFAULT 0;"
+    "ALTER TABLE job ADD COLUMN log_cut INTEGER NOT NULL DEFAULT 0;"
+    "UPDATE job SET ended_s = (SELECT age_s FROM mark) WHERE state IN (5, 6, 7, 8, 10, 11);"
+    /* also finds those that have not ended: NULL comes first */
+    "CREATE INDEX job_ended ON job(ended_s);"
+    "CREATE INDEX request_age ON request(age_s);",
 };
 
 #endif

@@ -49,6 +49,8 @@ static uint64_t request_new(struct alignd *a, struct wire_req *w, enum alignd_so
     q->socket = socket;
     q->type = MSG_T_error;
     q->uid = UINT64_MAX;
+    q->recalled = false;
+    q->page = NULL;
     return (uint64_t)q->generation << 32 | i;
 }
 
@@ -285,16 +287,35 @@ static void dispatch(struct alignd *a, uint64_t handle, struct msg *m)
     server_error(a, handle, MSG_INVALID, "%s is not a request of this socket", codec_name(m->type));
 }
 
+void server_again(struct alignd *a, uint64_t handle)
+{
+    const struct request *q = server_request(a, handle);
+    struct err err = {""};
+    struct msg *m = NULL;
+    const void *data;
+    size_t bytes;
+    int r;
+
+    if (!q)
+        return;
+    data = wire_data(q->wire, &bytes);
+    r = codec_decode(data, bytes, &m, &err);
+    if (r == -EPROTONOSUPPORT)
+        version_error(a, handle, q->socket, err.text);
+    else if (r == -ENOMEM)
+        server_error(a, handle, MSG_RETRY, "out of memory");
+    else if (r < 0)
+        server_error(a, handle, MSG_INVALID, "%s", err.text);
+    else
+        dispatch(a, handle, m);
+    codec_free(m);
+}
+
 static void handle_frame(struct alignd *a, struct wire_req *w, enum alignd_socket socket)
 {
     const uint64_t handle = request_new(a, w, socket);
     struct request *q = server_request(a, handle);
-    struct err err = {""};
-    struct msg *m = NULL;
     uint64_t uid, pid;
-    const void *data;
-    size_t bytes;
-    int r;
 
     if (!q) {
         wire_drop(w); /* no memory; the client asks again */
@@ -309,17 +330,7 @@ static void handle_frame(struct alignd *a, struct wire_req *w, enum alignd_socke
         server_error(a, handle, MSG_REFUSED, "this alignd belongs to %s", views_user(geteuid()));
         return;
     }
-    data = wire_data(w, &bytes);
-    r = codec_decode(data, bytes, &m, &err);
-    if (r == -EPROTONOSUPPORT)
-        version_error(a, handle, socket, err.text);
-    else if (r == -ENOMEM)
-        server_error(a, handle, MSG_RETRY, "out of memory");
-    else if (r < 0)
-        server_error(a, handle, MSG_INVALID, "%s", err.text);
-    else
-        dispatch(a, handle, m);
-    codec_free(m);
+    server_again(a, handle);
 }
 
 static void on_arrived(uv_async_t *h)

@@ -50,10 +50,14 @@ static int fill_request(const struct alignd *a, const struct request *q, struct 
 static void step(struct alignd *a, uint64_t handle, struct msg *m, struct event *ev)
 {
     const struct request *q = server_request(a, handle);
+    uint64_t job;
+    bool answer;
 
     ev->client = handle;
     if (fill_request(a, q, m, &ev->req) < 0)
         server_error(a, handle, MSG_RETRY, "out of memory");
+    else if (!q->recalled && core_recall_due(a->core, ev, &job, &answer))
+        recalls_job(a, handle, job, answer ? &ev->req : NULL);
     else
         effects_step(a, ev);
 }
@@ -217,16 +221,55 @@ static size_t first_after(const struct core *c, uint64_t id)
     return lo;
 }
 
+/* The jobs of `list` by id: those in memory and, of the ended ones, those on a page from
+ * the store. */
+struct listing {
+    const struct core *core;
+    const struct store_jobs *page; /* or NULL */
+    size_t i, k;
+};
+
+/* NULL: no more; *ret_next: there are more after the page, from this id on. */
+static const struct job *next_job(struct listing *l, uint64_t *ret_next)
+{
+    const struct job *live = core_job_at(l->core, l->i);
+    const struct store_jobs *p = l->page;
+    const struct job *old = p && l->k < p->n ? &p->v[l->k] : NULL;
+
+    if (old && live && old->id == live->id) { /* what the core says is newer */
+        l->k++;
+        l->i++;
+        return live;
+    }
+    if (old && (!live || old->id < live->id)) {
+        l->k++;
+        return old;
+    }
+    if (p && p->more && l->k == p->n) {
+        *ret_next = p->v[p->n - 1].id;
+        return NULL;
+    }
+    l->i++;
+    return live;
+}
+
 void server_client_list(struct alignd *a, uint64_t handle, struct msg *m)
 {
     const struct request *q = server_request(a, handle);
     const struct msg_list *l = &m->list;
+    const bool all_users = !l->mine && alignd_may(a, q->uid, UINT64_MAX);
+    struct listing list = {.core = a->core, .page = q->page};
     struct buf b = {.max = JSON_BYTES};
-    uint64_t n = 0, next = 0, last = 0;
+    uint64_t n = 0, next = 0, last = l->after;
+    const struct job *j;
 
+    if (!l->active && !q->recalled && core_any_forgotten(a->core)) {
+        recalls_list(a, handle, l->after, all_users ? -1 : (int64_t)q->uid, l->max);
+        return;
+    }
+    list.i = first_after(a->core, l->after);
     buf_str(&b, "[");
-    for (size_t i = first_after(a->core, l->after); i < core_n_jobs(a->core); i++) {
-        const struct job *j = core_job_at(a->core, i);
+    while ((j = next_job(&list, &next))) {
         if (!alignd_may(a, q->uid, j->uid) || (l->mine && j->uid != q->uid) ||
             (l->active && job_is_over((enum job_state)j->state)))
             continue;
@@ -242,13 +285,15 @@ void server_client_list(struct alignd *a, uint64_t handle, struct msg *m)
     send_json(a, handle, &b, next);
 }
 
-/* The job, if the asker may see it; else answers. */
+/* The job, if the asker may see it; else answers, or has the store asked first. */
 static const struct job *visible(struct alignd *a, uint64_t handle, uint64_t id)
 {
     const struct request *q = server_request(a, handle);
     const struct job *j = core_job(a->core, id);
 
-    if (!j)
+    if (!j && core_forgotten(a->core, id) && !q->recalled)
+        recalls_job(a, handle, id, NULL);
+    else if (!j)
         server_error(a, handle, MSG_NOT_FOUND, "there is no job %" PRIu64, id);
     else if (!alignd_may(a, q->uid, j->uid))
         server_error(a, handle, MSG_REFUSED, "job %" PRIu64 " belongs to %s", id,
@@ -265,6 +310,10 @@ void server_client_show(struct alignd *a, uint64_t handle, struct msg *m)
     uint64_t id = m->show.job;
     const struct job *j;
 
+    if (id == 0 && core_any_forgotten(a->core) && !q->recalled) {
+        recalls_newest(a, handle, (uint32_t)q->uid);
+        return;
+    }
     for (size_t i = core_n_jobs(a->core); id == 0 && i-- > 0;)
         if (core_job_at(a->core, i)->uid == q->uid)
             id = core_job_at(a->core, i)->id;

@@ -32,6 +32,7 @@ enum stmt {
     Q_COMMIT,
     Q_ROLLBACK,
     Q_JOB,
+    Q_ENDED,
     Q_SPEC,
     Q_ATTEMPT,
     Q_GANG,
@@ -56,11 +57,24 @@ static const char *const sql[STMTS] = {
     [Q_COMMIT] = "COMMIT",
     [Q_ROLLBACK] = "ROLLBACK",
     [Q_JOB] =
-        "REPLACE INTO job(id, rev, ord, seq, uid, attempt, devices, type, state, reason, want,"
-        " lost, launch_failures, held, published, phase, priority, limit_s, steps, step,"
-        " loss, submitted_ms, started_ms, ended_ms, exit_code, exit_signal, first_rank,"
-        " name, method, output_dir, error, adapter) VALUES(?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,"
-        "?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
+        "INSERT INTO job(id, rev, ord, seq, uid, attempt, devices, type, state, reason, want,"
+        " lost, launch_failures, held, published, phase, priority, limit_s, steps, step, loss,"
+        " submitted_ms, started_ms, ended_ms, exit_code, exit_signal, first_rank, name, method,"
+        " output_dir, error, adapter)"
+        " VALUES(?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?) ON"
+        " CONFLICT(id) DO UPDATE SET rev = excluded.rev, ord = excluded.ord, seq = excluded.seq,"
+        " uid = excluded.uid, attempt = excluded.attempt, devices = excluded.devices, type ="
+        " excluded.type, state = excluded.state, reason = excluded.reason, want = excluded.want,"
+        " lost = excluded.lost, launch_failures = excluded.launch_failures, held ="
+        " excluded.held, published = excluded.published, phase = excluded.phase, priority ="
+        " excluded.priority, limit_s = excluded.limit_s, steps = excluded.steps, step ="
+        " excluded.step, loss = excluded.loss, submitted_ms = excluded.submitted_ms, started_ms"
+        " = excluded.started_ms, ended_ms = excluded.ended_ms, exit_code = excluded.exit_code,"
+        " exit_signal = excluded.exit_signal, first_rank = excluded.first_rank, name ="
+        " excluded.name, method = excluded.method, output_dir = excluded.output_dir, error ="
+        " excluded.error, adapter = excluded.adapter",
+    /* apart from the others, so that the index on it is left alone by every report */
+    [Q_ENDED] = "UPDATE job SET ended_s = ?2 WHERE id = ?1 AND ended_s IS NOT ?2",
     [Q_SPEC] = "REPLACE INTO spec(job, from_attempt, user, resolved, sha256, overwrite)"
                " VALUES(?,?,?,?,?,?)",
     [Q_ATTEMPT] =
@@ -160,10 +174,15 @@ int store_db_bind(sqlite3_stmt *q, const char *types, ...)
     va_start(ap, types);
     for (int i = 1; types[i - 1] && rc == SQLITE_OK; i++) {
         const void *p;
+        int64_t v;
         size_t n;
         switch (types[i - 1]) {
         case 'i':
             rc = sqlite3_bind_int64(q, i, va_arg(ap, int64_t));
+            break;
+        case 'n':
+            v = va_arg(ap, int64_t);
+            rc = v < 0 ? sqlite3_bind_null(q, i) : sqlite3_bind_int64(q, i, v);
             break;
         case 'd':
             rc = sqlite3_bind_double(q, i, va_arg(ap, double));
@@ -509,7 +528,11 @@ static int put_job(struct store *s, const struct job *j, struct err *err)
         (int64_t)j->exit_signal, (int64_t)j->first_rank, j->name ? j->name : "",
         j->method ? j->method : "", j->output_dir ? j->output_dir : "", j->error, j->adapter);
 
-    return r < 0 ? r : store_db_run(s->db, s->q[Q_JOB], err);
+    if (r == 0)
+        r = store_db_run(s->db, s->q[Q_JOB], err);
+    if (r == 0)
+        r = store_db_bind(s->q[Q_ENDED], "in", (int64_t)j->id, j->ended_s);
+    return r < 0 ? r : store_db_run(s->db, s->q[Q_ENDED], err);
 }
 
 static int put_spec(struct store *s, const struct fx_spec *p, struct err *err)

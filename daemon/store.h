@@ -29,7 +29,7 @@ const char *store_uuid(const struct store *s);         /* of this database, for 
 const uint8_t *store_token_key(const struct store *s); /* STORE_KEY bytes            */
 const char *store_path(const struct store *s);
 
-/* Hands everything to core_restore_*(), in their order. */
+/* Hands what the core needs to core_restore_*(), in their order. */
 int store_restore(struct store *s, struct core *core, struct err *err);
 
 struct store_log { /* a chunk of a rank's output */
@@ -69,8 +69,37 @@ int store_read_log(struct store_reader *r, uint64_t job, uint32_t attempt, uint3
 int store_read_spec(struct store_reader *r, uint64_t job, uint32_t attempt, char **ret_user,
                     char **ret_resolved, bool *ret_overwrite);
 
-/* All attempts of a job as a JSON array (docs/PROTOCOL.md), appended to b. */
-int store_read_attempts(struct store_reader *r, uint64_t job, struct buf *b);
+/* All attempts of a job as a JSON array (docs/PROTOCOL.md), appended to b. The step of
+ * attempt `running` (0: none) is not in its row yet: in its place stands STORE_STEP, a
+ * byte that JSON cannot hold. */
+enum { STORE_STEP = '\x01' };
+int store_read_attempts(struct store_reader *r, uint64_t job, uint32_t running, struct buf *b);
+
+struct store_recall { /* what the core has let go of; all of it owned */
+    bool has_job, has_request;
+    struct job job;
+    struct attempt *attempts; /* by number; strings unused */
+    uint32_t n_attempts;
+    struct fx_request request;
+};
+/* The answer to uid's request `id` (NULL: none is looked for), and a job (0: the one
+ * that answer names) with its attempts. What is not there is not an error. */
+int store_read_recall(struct store_reader *r, uint64_t job, uint32_t uid, const uint8_t *id,
+                      struct store_recall *ret);
+void store_recall_fini(struct store_recall *r); /* zeroed is fine */
+
+/* The newest job of a user; 0: none. */
+int store_read_newest(struct store_reader *r, uint32_t uid, uint64_t *ret_job);
+
+struct store_jobs {
+    struct job *v;
+    size_t n;
+    bool more; /* there are others after them */
+};
+/* Ended jobs with id > after, at most max, by id; uid < 0: of all users. */
+int store_read_jobs(struct store_reader *r, uint64_t after, int64_t uid, uint32_t max,
+                    struct store_jobs *ret);
+void store_jobs_fini(struct store_jobs *p); /* zeroed is fine */
 
 /* Where the output of each rank of an attempt ends: calls fn for those with any. */
 int store_read_log_ends(struct store_reader *r, uint64_t job, uint32_t attempt,

@@ -1,22 +1,10 @@
-/* store_read.c - the reading half of store.h: restoring, and pages of history. */
+/* store_read.c - pages of history: rows, output, specs, attempts. */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "daemon/store.h"
 #include "daemon/store_db.h"
-
-enum read_stmt {
-    R_ROWS,
-    R_BOUNDS,
-    R_NAMES,
-    R_LOG,
-    R_LOG_SIZE,
-    R_LOG_ENDS,
-    R_SPEC,
-    R_ATTEMPTS,
-    READ_STMTS
-};
 
 static const char *const sql[READ_STMTS] = {
     [R_ROWS] = "SELECT seq, attempt, n, step, wall_ms, kind, superseded, names, vals FROM report"
@@ -33,196 +21,21 @@ static const char *const sql[READ_STMTS] = {
     [R_ATTEMPTS] = "SELECT attempt, state, resume_step, step, started_ms, ended_ms, exit_code,"
                    " exit_signal, first_rank, peak_rss_kb, build, error, adapter FROM attempt"
                    " WHERE job = ? ORDER BY attempt",
+    [R_JOB] = STORE_DB_JOB " WHERE id = ?",
+    /* +: by id, so that no page looks at more than it gives */
+    [R_JOBS] = STORE_DB_JOB " WHERE id > ?1 AND +ended_s IS NOT NULL AND (?2 < 0 OR uid = ?2)"
+                            " ORDER BY id LIMIT ?3",
+    [R_NEWEST] = "SELECT id FROM job WHERE uid = ? ORDER BY id DESC LIMIT 1",
+    [R_PAST] = STORE_DB_ATTEMPT " WHERE job = ? ORDER BY attempt",
+    [R_REQUEST] = STORE_DB_REQUEST " WHERE uid = ? AND id = ?",
     [R_SPEC] = "SELECT user, resolved, overwrite FROM spec WHERE job = ? AND (?2 = 0 OR "
                "from_attempt <= ?2)"
                " ORDER BY from_attempt DESC LIMIT 1",
 };
 
-struct store_reader {
-    sqlite3 *db;
-    sqlite3_stmt *q[READ_STMTS];
-};
-
-/* ---- restoring ---- */
-
 static const char *text_or_null(sqlite3_stmt *q, int i)
 {
     return (const char *)sqlite3_column_text(q, i);
-}
-
-static int restore_meta(struct core *c, sqlite3_stmt *q, struct err *err)
-{
-    const struct fx_meta row = {.next_job = (uint64_t)sqlite3_column_int64(q, 0),
-                                .rev = (uint64_t)sqlite3_column_int64(q, 1),
-                                .age_s = sqlite3_column_int64(q, 2)};
-    return core_restore_meta(c, &row, err);
-}
-
-static int restore_device(struct core *c, sqlite3_stmt *q, struct err *err)
-{
-    struct fx_device row = {.name = text_or_null(q, 0),
-                            .type = (uint8_t)sqlite3_column_int(q, 1),
-                            .drained = sqlite3_column_int(q, 2) != 0,
-                            .fenced = sqlite3_column_int(q, 3) & 1,
-                            .fault = (uint32_t)(sqlite3_column_int64(q, 3) >> 1)};
-
-    if (sqlite3_column_bytes(q, 4) == sizeof row.boot_id)
-        memcpy(row.boot_id, sqlite3_column_blob(q, 4), sizeof row.boot_id);
-    return core_restore_device(c, &row, err);
-}
-
-static int restore_job(struct core *c, sqlite3_stmt *q, struct err *err)
-{
-    struct job j = {0};
-    int i = 0;
-
-    j.id = (uint64_t)sqlite3_column_int64(q, i++);
-    j.rev = (uint64_t)sqlite3_column_int64(q, i++);
-    j.order = (uint64_t)sqlite3_column_int64(q, i++);
-    j.seq = (uint64_t)sqlite3_column_int64(q, i++);
-    j.uid = (uint32_t)sqlite3_column_int64(q, i++);
-    j.attempt = (uint32_t)sqlite3_column_int64(q, i++);
-    j.devices = (uint16_t)sqlite3_column_int64(q, i++);
-    j.type = (uint8_t)sqlite3_column_int(q, i++);
-    j.state = (uint8_t)sqlite3_column_int(q, i++);
-    j.reason = (uint8_t)sqlite3_column_int(q, i++);
-    j.want = (uint8_t)sqlite3_column_int(q, i++);
-    j.lost = (uint8_t)sqlite3_column_int(q, i++);
-    j.launch_failures = (uint8_t)sqlite3_column_int(q, i++);
-    j.held = sqlite3_column_int(q, i++) != 0;
-    j.published = sqlite3_column_int(q, i++) != 0;
-    j.phase = (uint8_t)sqlite3_column_int(q, i++);
-    j.priority = sqlite3_column_int64(q, i++);
-    j.limit_s = sqlite3_column_int64(q, i++);
-    j.steps = sqlite3_column_int64(q, i++);
-    j.step = sqlite3_column_int64(q, i++);
-    j.loss =
-        sqlite3_column_type(q, i) == SQLITE_NULL ? __builtin_nan("") : sqlite3_column_double(q, i);
-    i++;
-    j.submitted_ms = sqlite3_column_int64(q, i++);
-    j.started_ms = sqlite3_column_int64(q, i++);
-    j.ended_ms = sqlite3_column_int64(q, i++);
-    j.exit_code = sqlite3_column_int(q, i++);
-    j.exit_signal = sqlite3_column_int(q, i++);
-    j.first_rank = sqlite3_column_int(q, i++);
-    j.name = text_or_null(q, i++);
-    j.method = text_or_null(q, i++);
-    j.output_dir = text_or_null(q, i++);
-    j.error = text_or_null(q, i++);
-    j.adapter = text_or_null(q, i++);
-    return core_restore_job(c, &j, err);
-}
-
-static int restore_attempt(struct core *c, sqlite3_stmt *q, struct err *err)
-{
-    const struct attempt a = {
-        .job = (uint64_t)sqlite3_column_int64(q, 0),
-        .attempt = (uint32_t)sqlite3_column_int64(q, 1),
-        .state = (uint8_t)sqlite3_column_int(q, 2),
-        .phase = (uint8_t)sqlite3_column_int(q, 3),
-        .published = sqlite3_column_int(q, 4) != 0,
-        .exit_known = sqlite3_column_int(q, 5) != 0,
-        .last_report = (uint64_t)sqlite3_column_int64(q, 6),
-        .resume_step = sqlite3_column_int64(q, 7),
-        .step = sqlite3_column_int64(q, 8),
-        .started_ms = sqlite3_column_int64(q, 9),
-        .ended_ms = sqlite3_column_int64(q, 10),
-        .exit_code = sqlite3_column_int(q, 11),
-        .exit_signal = sqlite3_column_int(q, 12),
-        .first_rank = sqlite3_column_int(q, 13),
-        .peak_rss_kb = sqlite3_column_int64(q, 14),
-        .build = text_or_null(q, 15),
-        .error = text_or_null(q, 16),
-        .adapter = text_or_null(q, 17),
-    };
-    return core_restore_attempt(c, &a, err);
-}
-
-static int restore_gang(struct core *c, sqlite3_stmt *q, struct err *err)
-{
-    const char *devices[LIMIT_RANKS];
-    struct fx_gang g = {.job = (uint64_t)sqlite3_column_int64(q, 0),
-                        .attempt = (uint32_t)sqlite3_column_int64(q, 1),
-                        .devices = devices,
-                        .started_ns = sqlite3_column_int64(q, 4)};
-    const char *text = text_or_null(q, 2);
-    char *copy = strdup(text ? text : ""), *p = copy, *line;
-    int r;
-
-    if (!copy)
-        return -ENOMEM;
-    while ((line = strsep(&p, "\n")) && *line && g.n_devices < LIMIT_RANKS)
-        devices[g.n_devices++] = line;
-    if (sqlite3_column_bytes(q, 3) == sizeof g.boot_id)
-        memcpy(g.boot_id, sqlite3_column_blob(q, 3), sizeof g.boot_id);
-    r = core_restore_gang(c, &g, err);
-    free(copy);
-    return r;
-}
-
-static int restore_request(struct core *c, sqlite3_stmt *q, struct err *err)
-{
-    struct fx_request p = {.uid = (uint32_t)sqlite3_column_int64(q, 0),
-                           .code = sqlite3_column_int(q, 3),
-                           .job = (uint64_t)sqlite3_column_int64(q, 4),
-                           .age_s = sqlite3_column_int64(q, 5),
-                           .text = text_or_null(q, 6)};
-
-    if (sqlite3_column_bytes(q, 1) != sizeof p.id || sqlite3_column_bytes(q, 2) != sizeof p.digest)
-        return err_set(err, -EINVAL, "a row of table request has no id or digest");
-    memcpy(p.id, sqlite3_column_blob(q, 1), sizeof p.id);
-    memcpy(p.digest, sqlite3_column_blob(q, 2), sizeof p.digest);
-    return core_restore_request(c, &p, err);
-}
-
-static int restore_rdv(struct core *c, sqlite3_stmt *q, struct err *err)
-{
-    const struct fx_rdv v = {.job = (uint64_t)sqlite3_column_int64(q, 0),
-                             .attempt = (uint32_t)sqlite3_column_int64(q, 1),
-                             .key = text_or_null(q, 2),
-                             .value = sqlite3_column_blob(q, 3),
-                             .bytes = (size_t)sqlite3_column_bytes(q, 3)};
-    return core_restore_rdv(c, &v, err);
-}
-
-static const struct {
-    const char *sql;
-    int (*row)(struct core *c, sqlite3_stmt *q, struct err *err);
-} restores[] = {
-    {"SELECT next_job, rev, age_s FROM mark", restore_meta},
-    {"SELECT name, type, drained, fenced, boot_id FROM device", restore_device},
-    {"SELECT id, rev, ord, seq, uid, attempt, devices, type, state, reason, want, lost,"
-     " launch_failures, held, published, phase, priority, limit_s, steps, step, loss,"
-     " submitted_ms, started_ms, ended_ms, exit_code, exit_signal, first_rank, name, method,"
-     " output_dir, error, adapter FROM job ORDER BY id",
-     restore_job},
-    {"SELECT job, attempt, state, phase, published, exit_known, last_report, resume_step, step,"
-     " started_ms, ended_ms, exit_code, exit_signal, first_rank, peak_rss_kb, build, error,"
-     " adapter FROM attempt ORDER BY job, attempt",
-     restore_attempt},
-    {"SELECT job, attempt, devices, boot_id, started_ns FROM gang", restore_gang},
-    {"SELECT uid, id, digest, code, job, age_s, text FROM request", restore_request},
-    {"SELECT job, attempt, key, value FROM rdv", restore_rdv},
-};
-
-int store_restore(struct store *s, struct core *core, struct err *err)
-{
-    sqlite3 *db = store_db(s);
-
-    for (size_t i = 0; i < sizeof restores / sizeof restores[0]; i++) {
-        sqlite3_stmt *q;
-        int rc, r = store_db_err(db, sqlite3_prepare_v2(db, restores[i].sql, -1, &q, NULL), err);
-        if (r < 0)
-            return r;
-        while ((rc = sqlite3_step(q)) == SQLITE_ROW && r == 0)
-            r = restores[i].row(core, q, err);
-        if (r == 0)
-            r = store_db_err(db, rc, err);
-        sqlite3_finalize(q);
-        if (r < 0)
-            return err_prefix(err, r, "%s", store_path(s));
-    }
-    return 0;
 }
 
 /* ---- readers ---- */
@@ -443,7 +256,7 @@ int store_read_spec(struct store_reader *r, uint64_t job, uint32_t attempt, char
     return 0;
 }
 
-int store_read_attempts(struct store_reader *r, uint64_t job, struct buf *b)
+int store_read_attempts(struct store_reader *r, uint64_t job, uint32_t running, struct buf *b)
 {
     static const char *const keys[] = {"exit_code", "exit_signal", "first_rank", "peak_rss_kb"};
     static const char *const texts[] = {"build", "error", "adapter"};
@@ -454,13 +267,17 @@ int store_read_attempts(struct store_reader *r, uint64_t job, struct buf *b)
         return -ENOMEM;
     buf_str(b, "[");
     while ((rc = sqlite3_step(q)) == SQLITE_ROW) {
-        buf_printf(b,
-                   "%s{\"attempt\":%lld,\"state\":\"%s\",\"resume_step\":%lld,\"step\":%lld,"
-                   "\"started_ms\":%lld,\"ended_ms\":%lld",
-                   n++ ? "," : "", sqlite3_column_int64(q, 0),
+        const sqlite3_int64 attempt = sqlite3_column_int64(q, 0);
+        buf_printf(b, "%s{\"attempt\":%lld,\"state\":\"%s\",\"resume_step\":%lld,\"step\":",
+                   n++ ? "," : "", attempt,
                    job_state_name((enum job_state)sqlite3_column_int(q, 1)),
-                   sqlite3_column_int64(q, 2), sqlite3_column_int64(q, 3),
-                   sqlite3_column_int64(q, 4), sqlite3_column_int64(q, 5));
+                   sqlite3_column_int64(q, 2));
+        if (running > 0 && attempt == running)
+            buf_printf(b, "%c", STORE_STEP);
+        else
+            buf_printf(b, "%lld", sqlite3_column_int64(q, 3));
+        buf_printf(b, ",\"started_ms\":%lld,\"ended_ms\":%lld", sqlite3_column_int64(q, 4),
+                   sqlite3_column_int64(q, 5));
         for (int i = 0; i < 4; i++)
             buf_printf(b, ",\"%s\":%lld", keys[i], sqlite3_column_int64(q, 6 + i));
         for (int i = 0; i < 3; i++) {

@@ -8,6 +8,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "daemon/place.h"
+#include "daemon/store.h"
+
 enum { USERS = 64 };
 
 const char *views_user(uint32_t uid)
@@ -113,15 +116,27 @@ void views_progress(struct buf *b, const struct job *j)
     buf_str(b, "}");
 }
 
-/* cpu:2 before cpu:10; a restart brings devices back in another order. */
+void views_attempts(struct buf *b, const char *text, int64_t step)
+{
+    const char *at = strchr(text, STORE_STEP);
+
+    buf_str(b, ",\"attempts\":");
+    if (at) {
+        buf_add(b, text, (size_t)(at - text));
+        buf_printf(b, "%" PRId64, step);
+        text = at + 1;
+    }
+    buf_str(b, text);
+}
+
+/* A restart brings devices back in another order. */
 static int by_name(const void *a, const void *b)
 {
     const struct core_device *p = a, *q = b;
-    const size_t m = strlen(p->name), n = strlen(q->name);
 
     if (p->type != q->type)
         return p->type < q->type ? -1 : 1;
-    return m != n ? (m < n ? -1 : 1) : strcmp(p->name, q->name);
+    return place_order(p->name, q->name);
 }
 
 void views_devices(struct buf *b, const struct core *c, const char *note)

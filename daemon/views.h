@@ -13,6 +13,8 @@ const char *views_user(uint32_t uid);
 void views_job(struct buf *b, const struct core *c, const struct job *j, bool open);
 /* ,"progress":{...} */
 void views_progress(struct buf *b, const struct job *j);
+/* ,"attempts":[...] from what store_read_attempts() made, `step` in its place. */
+void views_attempts(struct buf *b, const char *text, int64_t step);
 void views_devices(struct buf *b, const struct core *c, const char *note);
 
 #endif

@@ -215,7 +215,8 @@ struct msg_rows {
     F(flag, more, may, 0, "more rows are there already")                                     \
     F(u64, oldest, may, 0, "the oldest seq kept")                                            \
     F(flag, over, may, 0, "the job is over and every row was sent")
-#define MSG_watch_queue(F) F(u64, rev, may, 0, "the newest state known; 0: everything")
+#define MSG_watch_queue(F) \
+    F(u64, rev, may, 0, "the newest state known; 0: everything but what ended long ago")
 #define MSG_queue_news(F)                                                                     \
     F(u64, rev, must, 0, "ask with this next time")                                           \
     F(str, text, must, LIMIT_MSG_BYTES - 4096, "JSON array of jobs changed since, as `list`") \

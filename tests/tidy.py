@@ -35,6 +35,11 @@ ONLY_IN = {
     'dnnl': r'kernels/cpu/\w+\.[ch]',
     'curses.h': r'client/\w+\.c',
 }
+# What the kernel says of a process is read in one place.
+TEXT_ONLY_IN = {
+    '/proc/sys/kernel/random/boot_id': r'proto/proc\.c|tests/.*',
+    '/proc/%d/stat': r'proto/proc\.c|tests/.*',
+}
 BANNED = {
     r'\b(strcpy|strcat|sprintf|vsprintf|gets|strtok|atoi|atol|atof|alloca)\s*\(':
         'use the bounded or checked form',
@@ -85,6 +90,9 @@ def check_text(path):
         if QUIET.match(rel) and re.search(TALKS, code):
             err(path, n, 'only main.c prints and exits; log or return')
         check_include(path, n, line, rel, top)
+        for text, where in TEXT_ONLY_IN.items():
+            if text in line and not re.fullmatch(where, rel):
+                err(path, n, f'{text} belongs to {where}')
 
 
 def check_words():

@@ -197,6 +197,15 @@ static void cancelled_now(void **state)
     world_wait_until_gone(w, job);
 }
 
+/* The newest attempt's step is the job's, also while it runs. */
+static void expect_step(const json_t *o)
+{
+    const json_t *attempts = json_object_get(o, "attempts");
+    const json_t *newest = json_array_get(attempts, json_array_size(attempts) - 1);
+
+    assert_int_equal(world_int_of(newest, "step"), world_int_of(o, "step"));
+}
+
 /* A late watcher sees every row from the start, then live ones, then the end. */
 static void watched(void **state)
 {
@@ -208,6 +217,10 @@ static void watched(void **state)
     char state_word[64] = "";
 
     world_wait_for(w, job, "RUNNING", 3);
+    json_t *shown = world_show(w, job);
+    assert_true(world_int_of(shown, "step") >= 3);
+    expect_step(shown);
+    json_decref(shown);
     world_wait_until_gone(w, 999); /* learns the watch socket's address */
     assert_int_equal(wire_dial(w->watch_url, 0, &w->watch, NULL), 0);
     m.watch_job.job = job;
@@ -223,6 +236,7 @@ static void watched(void **state)
             assert_non_null(o);
             snprintf(state_word, sizeof state_word, "%s", world_text_of(o, "state"));
             assert_int_equal(json_array_size(json_object_get(o, "attempts")), 1);
+            expect_step(o);
             json_decref(o);
         }
         m.watch_job.since = r->job_news.last;

@@ -85,6 +85,8 @@ static void file(void **state)
         "{\"operators\": 5}",
         "{\"operators\": [-1]}",
         "{\"log_level\": \"loud\"}",
+        "{\"memory_keep\": 7}",
+        "{\"memory_keep\": \"7\"}",
         "[]",
         "{",
         "{\"cpu_slots\": 1, \"cpu_slots\": 2}",
@@ -108,6 +110,27 @@ static void file(void **state)
         assert_int_equal(read_with(NULL, NULL, &c, &err), -EINVAL);
         assert_non_null(strstr(err.text, "alignd.json"));
     }
+}
+
+static void durations(void **state)
+{
+    static const struct {
+        const char *text;
+        int64_t seconds;
+    } v[] = {{"1s", 1},           {"90s", 90},  {"5m", 300},  {"12h", 43200}, {"30d", 2592000},
+             {"2w", 1209600},     {"0d", -1},   {"", -1},     {"30", -1},     {"30 d", -1},
+             {"-1d", -1},         {"+1d", -1},  {"1dd", -1},  {"1y", -1},     {" 1d", -1},
+             {"9999999999d", -1}, {"1e3s", -1}, {"ever", -1}, {"1.5d", -1}};
+    int64_t s;
+
+    (void)state;
+    for (size_t i = 0; i < ARRAY_LEN(v); i++) {
+        assert_int_equal(config_duration(v[i].text, &s), v[i].seconds < 0 ? -EINVAL : 0);
+        if (v[i].seconds > 0)
+            assert_int_equal(s, v[i].seconds);
+    }
+    assert_int_equal(config_duration("forever", &s), 0);
+    assert_int_equal(s, CONFIG_FOREVER);
 }
 
 static void reloaded(void **state)
@@ -195,6 +218,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(options, setup, teardown),
         cmocka_unit_test_setup_teardown(file, setup, teardown),
+        cmocka_unit_test(durations),
         cmocka_unit_test_setup_teardown(reloaded, setup, teardown),
         cmocka_unit_test_setup_teardown(reloaded_beside_options, setup, teardown),
         cmocka_unit_test_setup_teardown(state_folder, setup, teardown),

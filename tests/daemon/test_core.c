@@ -515,9 +515,19 @@ static void test_a_stopped_daemon_is_not_stopped_again_by_a_copy(void **state)
     teardown(&f);
 }
 
+static void tick(struct fixture *f, int64_t seconds, int64_t durable_s)
+{
+    f->now_ns += seconds * 1000000000;
+    step(f, &(struct event){.kind = EV_TICK, .tick.durable_s = durable_s});
+}
+
+/* Answers leave the memory after a week; those about jobs stay in the store, and are the
+ * same when they come back from there. */
 static void test_requests_are_forgotten_after_a_week(void **state)
 {
     struct fixture f;
+    uint64_t job;
+    bool asked;
 
     (void)state;
     setup(&f, 1);
@@ -525,15 +535,113 @@ static void test_requests_are_forgotten_after_a_week(void **state)
     ev.cancel.job = 77;
     step(&f, &ev);
     step(&f, &of_job);
-    f.now_ns += (CORE_REQUEST_DAYS * 86400LL - 3600) * 1000000000;
-    step(&f, &(struct event){.kind = EV_TICK});
+    struct fx_request row = find(&f, FX_REQUEST)->request;
+    tick(&f, CORE_REQUEST_DAYS * 86400LL - CORE_SWEEP_S, INT64_MAX);
     assert_null(find(&f, FX_REQUEST_DROP));
-    f.now_ns += 3601 * 1000000000LL;
-    step(&f, &(struct event){.kind = EV_TICK});
-    assert_int_equal(count(&f, FX_REQUEST_DROP), 1); /* that of the job stays */
+    assert_false(core_recall_due(f.c, &of_job, &job, &asked));
+    tick(&f, CORE_SWEEP_S + 1, 0); /* not durable: nothing may go */
+    assert_null(find(&f, FX_REQUEST_DROP));
+    tick(&f, CORE_SWEEP_S, INT64_MAX);
+    assert_int_equal(count(&f, FX_REQUEST_DROP), 1); /* that of the job stays stored */
+    assert_memory_equal(find(&f, FX_REQUEST_DROP)->request.id, ev.req.id, EVENT_ID_BYTES);
+    assert_int_equal(core_forgets(f.c), 2);
+    assert_true(core_recall_due(f.c, &of_job, &job, &asked));
+    assert_true(asked);
+    assert_int_equal(job, 0); /* the job has not ended */
+    step(&f, &(struct event){.kind = EV_RECALL, .recall.request = &row});
+    assert_false(core_recall_due(f.c, &of_job, &job, &asked));
     step(&f, &of_job);
     assert_int_equal(answer(&f)->job, 1);
     assert_null(find(&f, FX_SUBMITTED));
+    teardown(&f);
+}
+
+/* An ended job leaves the memory, comes back from its rows, and can be resumed. */
+static void test_ended_jobs_are_forgotten_and_recalled(void **state)
+{
+    struct fixture f;
+    uint64_t job;
+    bool asked;
+
+    (void)state;
+    setup(&f, 1);
+    assert_int_equal(submit(&f, 1), 1);
+    assert_int_equal(submit(&f, 1), 2);
+    assert_int_equal(submit(&f, 1), 3);
+    assert_int_equal(exits(&f, 1, 1, 1), EVENT_OK);
+    assert_int_equal(core_job(f.c, 1)->ended_s, core_age(f.c));
+    assert_int_equal(core_job(f.c, 2)->ended_s, -1);
+    struct job row = *core_job(f.c, 1);
+    row.name = "harmless";
+    row.method = "dpo";
+    row.output_dir = "/runs/harmless-1";
+    row.error = "why";
+    const struct attempt past[] = {{.job = 1,
+                                    .attempt = 1,
+                                    .state = JOB_FAILED,
+                                    .last_report = 40,
+                                    .resume_step = 0,
+                                    .exit_known = true}};
+    assert_false(core_any_forgotten(f.c));
+    tick(&f, CORE_ENDED_DAYS * 86400LL + 1, 0);
+    assert_non_null(core_job(f.c, 1));
+    tick(&f, CORE_SWEEP_S, INT64_MAX);
+    assert_null(core_job(f.c, 1));
+    assert_true(core_forgotten(f.c, 1) && core_any_forgotten(f.c));
+    assert_false(core_forgotten(f.c, 2) || core_forgotten(f.c, 4) || core_forgotten(f.c, 0));
+    assert_int_equal(core_n_jobs(f.c), 2); /* unfinished, however old */
+
+    struct event ev = client_event(&f, EV_RESUME);
+    ev.resume.job = 1;
+    assert_true(core_recall_due(f.c, &ev, &job, &asked));
+    assert_int_equal(job, 1);
+    const struct event_recall what = {.job = &row, .attempts = past, .n_attempts = 1};
+    for (int i = 0; i < 3; i++) { /* rows that cannot be, or are not old, are ignored */
+        struct job bad = row;
+        struct event_recall other = what;
+        other.job = &bad;
+        bad.state = i == 0 ? JOB_RUNNING : i == 1 ? JOB_STATES : bad.state;
+        bad.id = i == 2 ? 99 : bad.id;
+        step(&f, &(struct event){.kind = EV_RECALL, .recall = other});
+        assert_null(core_job(f.c, 1));
+    }
+    step(&f, &(struct event){.kind = EV_RECALL, .recall = what});
+    assert_int_equal(f.fx.rows, 0);
+    assert_int_equal(core_job_at(f.c, 0)->id, 1);
+    assert_int_equal(core_last_report(f.c, 1, 1), 40);
+    assert_string_equal(core_job(f.c, 1)->error, "why");
+    const struct job *j = core_newest(f.c), *last = j;
+    for (; j; last = j, j = core_older(f.c, j))
+        assert_true(j->rev <= last->rev);
+    assert_int_equal(last->id, 1); /* the oldest of all */
+    step(&f, &ev);
+    assert_int_equal(answer(&f)->code, EVENT_OK);
+    assert_int_equal(find(&f, FX_JOB)->job.ended_s, -1);
+    step(&f, &(struct event){.kind = EV_RECALL, .recall = what}); /* too late: ignored */
+    assert_int_equal(core_job(f.c, 1)->state, JOB_PENDING);
+    teardown(&f);
+}
+
+/* With long names: 100,000 ended jobs are in memory for a week at most. */
+static void test_memory_comes_back(void **state)
+{
+    struct fixture f;
+    size_t bytes[3];
+
+    (void)state;
+    setup(&f, 1);
+    for (int round = 0; round < 3; round++) {
+        for (int i = 0; i < 5000; i++) {
+            const uint64_t job = submit(&f, 1);
+            assert_int_equal(exits(&f, job, 1, 0), EVENT_OK);
+        }
+        tick(&f, CORE_ENDED_DAYS * 86400LL + CORE_SWEEP_S, INT64_MAX);
+        event_effects_fini(&f.fx);
+        assert_int_equal(core_n_jobs(f.c), 0);
+        const struct mallinfo2 m = mallinfo2();
+        bytes[round] = m.uordblks + m.hblkhd;
+    }
+    assert_true(bytes[2] <= bytes[0] + 4096);
     teardown(&f);
 }
 
@@ -666,6 +774,8 @@ int main(void)
         cmocka_unit_test(test_held_requests),
         cmocka_unit_test(test_a_stopped_daemon_is_not_stopped_again_by_a_copy),
         cmocka_unit_test(test_requests_are_forgotten_after_a_week),
+        cmocka_unit_test(test_ended_jobs_are_forgotten_and_recalled),
+        cmocka_unit_test(test_memory_comes_back),
         cmocka_unit_test(test_rows_that_cannot_be),
         cmocka_unit_test(test_a_missing_gang_row_is_mended),
         cmocka_unit_test(test_events_of_another_version_are_ignored),

@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "daemon/core.h"
+#include "daemon/schema.h"
 #include "daemon/store.h"
 #include "daemon/store_db.h"
 
@@ -449,6 +450,157 @@ static void not_ours(void **state)
     assert_int_equal(rmdir(dir), 0);
 }
 
+static int64_t ask(sqlite3 *db, const char *text)
+{
+    sqlite3_stmt *q;
+    int64_t v = -1;
+
+    if (sqlite3_prepare_v2(db, text, -1, &q, NULL) != SQLITE_OK)
+        fail_msg("%s: %s", text, sqlite3_errmsg(db));
+    if (sqlite3_step(q) == SQLITE_ROW && sqlite3_column_type(q, 0) != SQLITE_NULL)
+        v = sqlite3_column_int64(q, 0);
+    sqlite3_finalize(q);
+    return v;
+}
+
+/* A store of the first version: jobs that ended count as ended now. */
+static void first_version(void **state)
+{
+    struct world *w = *state;
+    char text[512];
+
+    sqlite3 *db = store_db(w->store);
+    assert_int_equal(sqlite3_exec(db, "DROP TABLE job; DROP INDEX request_age", NULL, NULL, NULL),
+                     SQLITE_OK);
+    const char *table = strstr(schema_steps[0], "CREATE TABLE job(");
+    char *whole = strndup(table, (size_t)(strchr(table, ';') - table));
+    assert_int_equal(sqlite3_exec(db, whole, NULL, NULL, NULL), SQLITE_OK);
+    free(whole);
+    for (int state_no = 1; state_no <= 11; state_no++) {
+        snprintf(text, sizeof text,
+                 "INSERT INTO job VALUES(%d,%d,1,0,1000,1,1,1,%d,0,0,0,0,0,0,0,0,0,10,1,NULL,1,1,1,"
+                 "0,0,-1,'n','dpo','/o/%d',NULL,NULL)",
+                 state_no, state_no, state_no, state_no);
+        if (job_has_gang((enum job_state)state_no))
+            continue;
+        assert_int_equal(sqlite3_exec(db, text, NULL, NULL, NULL), SQLITE_OK);
+    }
+    assert_int_equal(sqlite3_exec(db,
+                                  "UPDATE mark SET next_job = 12, rev = 12, age_s = 5000000;"
+                                  "PRAGMA user_version = 1",
+                                  NULL, NULL, NULL),
+                     SQLITE_OK);
+    close_all(w);
+    open_all(w);
+    for (uint64_t id = 1; id <= 11; id++) {
+        const struct job *j = core_job(w->core, id);
+        if (!j)
+            assert_true(job_has_gang((enum job_state)id));
+        else
+            assert_int_equal(j->ended_s, job_is_over((enum job_state)j->state) ? 5000000 : -1);
+    }
+    assert_int_equal(ask(store_db(w->store), "PRAGMA user_version"), SCHEMA_VERSION);
+}
+
+/* What leaves the memory stays in the store, is not loaded at the start, and comes back
+ * with all that the core knew. */
+static void recalled(void **state)
+{
+    struct world *w = *state;
+    struct effects fx = {0};
+    struct store_recall got;
+    struct store_jobs page;
+    struct store_reader *r;
+    uint64_t id;
+    uint8_t key[EVENT_ID_BYTES];
+
+    for (uint8_t i = 1; i <= 3; i++)
+        submit(w, i, "some", &fx);
+    report(w, 1, 4, &fx);
+    struct event ev = {.kind = EV_EXIT_RECORD, .client = 3, .worker = {1, 1, true}};
+    ev.exit_record = (struct event_exit){.code = 1, .error = "it broke", .first_rank = 1};
+    step(w, &ev, &fx);
+    commit(w, &fx, NULL, 0);
+    const struct job was = *core_job(w->core, 1);
+    assert_int_equal(was.state, JOB_FAILED);
+    assert_int_equal(
+        sqlite3_exec(store_db(w->store), "UPDATE mark SET age_s = 864000", NULL, NULL, NULL),
+        SQLITE_OK);
+    close_all(w);
+    open_all(w);
+    assert_int_equal(core_n_jobs(w->core), 2);
+    assert_true(core_forgotten(w->core, 1));
+
+    r = reader(w);
+    memset(key, 1, sizeof key);
+    assert_int_equal(store_read_recall(r, 0, 1000, key, &got), 0);
+    assert_true(got.has_request && got.has_job);
+    assert_int_equal(got.request.job, 1);
+    assert_int_equal(got.job.ended_s, was.ended_s);
+    assert_string_equal(got.job.error, "it broke");
+    assert_int_equal(got.n_attempts, 1);
+    assert_int_equal(got.attempts[0].last_report, 4);
+    fx = (struct effects){0};
+    ev = (struct event){.kind = EV_RECALL,
+                        .recall = {&got.job, got.attempts, got.n_attempts, &got.request}};
+    step(w, &ev, &fx);
+    store_recall_fini(&got);
+    const struct job *j = core_job(w->core, 1);
+    assert_int_equal(j->rev, was.rev);
+    assert_int_equal(j->seq, was.seq);
+    assert_string_equal(j->error, "it broke");
+    assert_string_equal(j->output_dir, "/out/some-1");
+    assert_int_equal(core_last_report(w->core, 1, 1), 4);
+    event_effects_fini(&fx);
+    submit(w, 1, "some", &fx); /* that request again */
+    assert_int_equal(fx.rows, 0);
+    event_effects_fini(&fx);
+
+    assert_int_equal(store_read_recall(r, 77, 1001, key, &got), 0);
+    assert_false(got.has_request || got.has_job);
+    assert_int_equal(store_read_newest(r, 1000, &id), 0);
+    assert_int_equal(id, 3);
+    assert_int_equal(store_read_newest(r, 1001, &id), 0);
+    assert_int_equal(id, 0);
+    assert_int_equal(store_read_jobs(r, 0, -1, 10, &page), 0);
+    assert_int_equal(page.n, 1); /* the ended ones */
+    assert_false(page.more);
+    assert_string_equal(page.v[0].name, "some");
+    store_jobs_fini(&page);
+    assert_int_equal(store_read_jobs(r, 0, 1001, 10, &page), 0);
+    assert_int_equal(page.n, 0);
+    store_jobs_fini(&page);
+    assert_int_equal(store_read_jobs(r, 1, -1, 10, &page), 0);
+    assert_int_equal(page.n, 0);
+    store_jobs_fini(&page);
+    store_reader_close(r);
+}
+
+/* The start's queries use the indexes: it does not look at what it does not load. */
+static void plans(void **state)
+{
+    struct world *w = *state;
+    static const char *const queries[] = {
+        "SELECT id FROM job WHERE ended_s IS NULL OR ended_s > 5 ORDER BY +id",
+        "SELECT job FROM attempt WHERE job IN (SELECT id FROM job WHERE ended_s IS NULL OR"
+        " ended_s > 5) ORDER BY job, attempt",
+        "SELECT uid FROM request WHERE age_s > 5",
+    };
+
+    for (size_t i = 0; i < ARRAY_LEN(queries); i++) {
+        char text[512];
+        sqlite3_stmt *q;
+        snprintf(text, sizeof text, "EXPLAIN QUERY PLAN %s", queries[i]);
+        assert_int_equal(sqlite3_prepare_v2(store_db(w->store), text, -1, &q, NULL), SQLITE_OK);
+        while (sqlite3_step(q) == SQLITE_ROW) {
+            const char *what = (const char *)sqlite3_column_text(q, 3);
+            if (strncmp(what, "SCAN", 4) == 0)
+                fail_msg("%s: %s", queries[i], what);
+        }
+        sqlite3_finalize(q);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -460,6 +612,9 @@ int main(void)
         cmocka_unit_test_setup_teardown(full, setup, teardown),
         cmocka_unit_test_setup_teardown(collision, setup, teardown),
         cmocka_unit_test_setup_teardown(not_ours, setup, teardown),
+        cmocka_unit_test_setup_teardown(first_version, setup, teardown),
+        cmocka_unit_test_setup_teardown(recalled, setup, teardown),
+        cmocka_unit_test_setup_teardown(plans, setup, teardown),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

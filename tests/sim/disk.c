@@ -185,6 +185,30 @@ static void put_value(struct disk *d, const struct fx_rdv *v)
     memcpy(&j->value[j->n_values++].value, v->value, sizeof(uint64_t));
 }
 
+static bool stored(const struct fx_request *row, size_t n, const struct event_request *r)
+{
+    for (size_t i = 0; i < n; i++)
+        if (row[i].uid == r->uid && memcmp(row[i].id, r->id, EVENT_ID_BYTES) == 0 &&
+            memcmp(row[i].digest, r->digest, EVENT_DIGEST_BYTES) == 0)
+            return true;
+    return false;
+}
+
+bool disk_dropped(const struct disk *d, const struct event_request *r)
+{
+    for (size_t i = 0; i < d->n_dropped && i < DISK_REQUESTS; i++)
+        if (d->dropped[i].uid == r->uid && memcmp(d->dropped[i].id, r->id, EVENT_ID_BYTES) == 0)
+            return true;
+    return false;
+}
+
+bool disk_stored(const struct disk *d, const struct event_request *r)
+{
+    const size_t n = d->n_dropped < DISK_REQUESTS ? d->n_dropped : DISK_REQUESTS;
+
+    return stored(d->request, d->n_requests, r) || stored(d->dropped, n, r);
+}
+
 static void put_request(struct disk *d, const struct fx_request *r)
 {
     for (size_t i = 0; i < d->n_requests; i++)
@@ -194,6 +218,26 @@ static void put_request(struct disk *d, const struct fx_request *r)
         fail_msg("too many requests");
     d->request[d->n_requests] = *r;
     d->request[d->n_requests++].text = r->text ? "a refusal" : NULL;
+}
+
+/* An answer about a job is kept as long as the job. One that was read while its end was
+ * on the way may be dropped twice. */
+static void drop_request(struct disk *d, const struct fx_request *r)
+{
+    for (size_t i = 0; i < d->n_requests; i++) {
+        const struct fx_request *row = &d->request[i];
+        if (row->uid != r->uid || memcmp(row->id, r->id, EVENT_ID_BYTES) != 0)
+            continue;
+        if (row->job && row->job < d->meta.next_job)
+            fail_msg("an answer about job %llu is dropped", ID(row->job));
+        d->dropped[d->n_dropped++ % DISK_REQUESTS] = *row;
+        d->request[i] = d->request[--d->n_requests];
+        return;
+    }
+    struct event_request who = {.uid = r->uid};
+    memcpy(who.id, r->id, EVENT_ID_BYTES);
+    if (!disk_dropped(d, &who))
+        fail_msg("an answer is dropped that was never stored");
 }
 
 static void apply(struct disk *d, const struct effect *e)
@@ -235,6 +279,9 @@ static void apply(struct disk *d, const struct effect *e)
     case FX_REQUEST:
         put_request(d, &e->request);
         break;
+    case FX_REQUEST_DROP:
+        drop_request(d, &e->request);
+        break;
     case FX_META:
         d->meta = e->meta;
         break;
@@ -254,6 +301,9 @@ static void check(const struct disk *d)
             continue;
         if (id >= d->meta.next_job || j->row.rev > d->meta.rev)
             fail_msg("job %llu is beyond the high-water marks", ID(id));
+        if ((j->row.ended_s >= 0) != job_is_over(j->row.state) || j->row.ended_s > d->meta.age_s)
+            fail_msg("job %llu is %s and ended at %lld", ID(id), job_state_name(j->row.state),
+                     (long long)j->row.ended_s);
         if (j->has_gang != job_has_gang(j->row.state))
             fail_msg("job %llu is %s %s a gang", ID(id), job_state_name(j->row.state),
                      j->has_gang ? "with" : "without");
@@ -293,6 +343,11 @@ static void forget_faults(struct disk *d, const struct core_opts *opts)
     }
 }
 
+static bool needed(const struct disk *d, const struct core *c, int id)
+{
+    return d->job[id].row.ended_s < 0 || d->job[id].row.ended_s > core_ended_before(c);
+}
+
 struct core *disk_restore(struct disk *d, const struct core_opts *opts)
 {
     struct core *c;
@@ -307,17 +362,18 @@ struct core *disk_restore(struct disk *d, const struct core_opts *opts)
     for (size_t i = 0; i < d->n_devices; i++)
         r |= core_restore_device(c, &d->device[i], &err);
     for (int id = 1; id <= DISK_JOBS; id++)
-        if (d->job[id].there)
+        if (d->job[id].there && needed(d, c, id))
             r |= core_restore_job(c, &d->job[id].row, &err);
     for (int id = 1; id <= DISK_JOBS; id++)
         for (int a = 1; a <= DISK_ATTEMPTS; a++)
-            if (d->job[id].attempt[a].attempt)
+            if (d->job[id].attempt[a].attempt && needed(d, c, id))
                 r |= core_restore_attempt(c, &d->job[id].attempt[a], &err);
     for (int id = 1; id <= DISK_JOBS; id++)
         if (d->job[id].has_gang)
             r |= core_restore_gang(c, &d->job[id].gang, &err);
     for (size_t i = 0; i < d->n_requests; i++)
-        r |= core_restore_request(c, &d->request[i], &err);
+        if (d->request[i].age_s > core_request_before(c))
+            r |= core_restore_request(c, &d->request[i], &err);
     for (int id = 1; id <= DISK_JOBS; id++)
         for (int i = 0; i < d->job[id].n_values; i++)
             r |= core_restore_rdv(c,
@@ -330,6 +386,26 @@ struct core *disk_restore(struct disk *d, const struct core_opts *opts)
     if (r < 0)
         fail_msg("restore: %s", err.text);
     return c;
+}
+
+void disk_recall(struct disk *d, uint64_t job, const struct event_request *req,
+                 struct event_recall *ret)
+{
+    static struct attempt past[DISK_ATTEMPTS];
+
+    *ret = (struct event_recall){0};
+    for (size_t i = 0; i < d->n_requests && req; i++)
+        if (d->request[i].uid == req->uid && memcmp(d->request[i].id, req->id, EVENT_ID_BYTES) == 0)
+            ret->request = &d->request[i];
+    if (job == 0 && ret->request)
+        job = ret->request->job;
+    if (job == 0 || job > DISK_JOBS || !d->job[job].there)
+        return;
+    ret->job = &d->job[job].row;
+    for (int a = 1; a <= DISK_ATTEMPTS; a++)
+        if (d->job[job].attempt[a].attempt)
+            past[ret->n_attempts++] = d->job[job].attempt[a];
+    ret->attempts = past;
 }
 
 void disk_fini(struct disk *d)

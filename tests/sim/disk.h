@@ -47,6 +47,8 @@ struct disk {
     struct disk_job job[DISK_JOBS + 1];
     struct fx_request request[DISK_REQUESTS];
     size_t n_requests;
+    struct fx_request dropped[DISK_REQUESTS]; /* the newest of those that were stored once */
+    size_t n_dropped;
     struct fx_device device[DISK_DEVICES];
     char device_name[DISK_DEVICES][16];
     size_t n_devices;
@@ -58,6 +60,13 @@ struct disk {
 void disk_apply(struct disk *d, const struct effects *fx);
 /* A new core from the rows. */
 struct core *disk_restore(struct disk *d, const struct core_opts *opts);
+/* The request was answered, and the answer was stored, though it may be gone by now. */
+bool disk_stored(const struct disk *d, const struct event_request *r);
+/* An answer to this id was stored and is not kept any more. */
+bool disk_dropped(const struct disk *d, const struct event_request *r);
+/* What the store says when the core asks (store_read_recall). */
+void disk_recall(struct disk *d, uint64_t job, const struct event_request *req,
+                 struct event_recall *ret);
 void disk_fini(struct disk *d);
 
 struct disk_job *disk_job(struct disk *d, uint64_t id);

@@ -68,11 +68,19 @@ MUTANTS = {
                                  'return d->fenced || d->unfit;'),
     'foreign_gpu_given_out_at_once': (
         'core_device.c', 'if (foreign || d->type != JOB_GPU || !d->foreign)', 'if (1)'),
+    'forgotten_before_it_is_durable': ('core_recall.c', 'n->job.ended_s < durable_s &&', ''),
+    'answer_forgotten_before_it_is_durable': (
+        'core_recall.c', ' || row->age_s >= s->durable_s', ''),
+    'answer_about_a_job_dropped': ('core_recall.c', 'if (is_job(s->c, row->job))', 'if (0)'),
+    'recalled_job_without_its_reports': (
+        'core_recall.c', '{a->last_report, a->resume_step, a->exit_known}', '{.resume_step = -1}'),
+    'recall_of_what_is_known': ('core_recall.c', '!core_forgotten(c, row->id) || ', ''),
+    'resumed_job_forgotten': ('core.c', 'n->job.ended_s = -1;', ';'),
     'output_dir_shared': ('core_client.c', 'if (!owner)\n        return false;',
                           'return false;'),
 }
-CORE = ['core.c', 'core_client.c', 'core_device.c', 'core_gang.c', 'core_live.c',
-        'core_restore.c', 'core_view.c',
+CORE = ['core.c', 'core_client.c', 'core_device.c', 'core_gang.c', 'core_jobs.c',
+        'core_live.c', 'core_recall.c', 'core_restore.c', 'core_view.c',
         'core_worker.c', 'event.c', 'fault.c', 'job.c', 'place.c', 'queue.c', 'request.c']
 SIM = ['disk.c', 'gangs.c', 'world.c', 'test_core_sim.c']
 SEEDS = 3000

@@ -7,7 +7,8 @@
  *   4. in the end nothing runs and every device is free;
  *   5. no seq is given twice, no metric is lost or doubled;
  *   6. a job that was told to stop has a gang that was told;
- *   7. the same request id gets the same answer, and nothing idles that could run.
+ *   7. the same request id gets the same answer, and nothing idles that could run;
+ *   8. what has left the core's memory comes back from the store as it was.
  *
  * One seed makes a world: gangs whose supervisors die apart from their ranks, stops
  * that take time or are not heard, jobs that finish before they were heard of or
@@ -49,6 +50,10 @@ static void test_no_seed_breaks_the_rules(void **state)
         world_run(&w, seed, getenv("ALIGND_SIM_TRACE") != NULL);
     }
     w.seed = 0;
+    print_message("%lu jobs and %lu answers came back from the store\n", w.jobs_recalled,
+                  w.answers_recalled);
+    if (n >= 1000)
+        assert_true(w.jobs_recalled > n / 4 && w.answers_recalled > n / 4);
 }
 
 int main(void)

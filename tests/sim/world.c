@@ -122,11 +122,11 @@ static void client_reply(struct world *w, const struct fx_reply *r)
 {
     struct world_client *c = &w->client[r->client - 1];
     const struct disk_job *j = r->job && r->job <= DISK_JOBS ? &w->disk.job[r->job] : NULL;
-    bool stored = false;
 
     if (r->code == EVENT_RETRY || r->code == EVENT_STOPPING)
         return;
-    if (c->answered && (c->code != (int)r->code || c->job != r->job))
+    if (c->answered && (c->code != (int)r->code || c->job != r->job) &&
+        !disk_dropped(&w->disk, &c->ev.req))
         fail_msg("request %llu is answered %d, job %llu, and later %d, job %llu", ID(r->client),
                  c->code, ID(c->job), r->code, ID(r->job));
     c->answered = true;
@@ -137,11 +137,7 @@ static void client_reply(struct world *w, const struct fx_reply *r)
             fail_msg("request %llu is in conflict with nobody", ID(r->client));
         return;
     }
-    for (size_t i = 0; i < w->disk.n_requests; i++)
-        stored |= memcmp(w->disk.request[i].id, c->ev.req.id, EVENT_ID_BYTES) == 0 &&
-                  w->disk.request[i].uid == c->ev.req.uid &&
-                  memcmp(w->disk.request[i].digest, c->ev.req.digest, EVENT_DIGEST_BYTES) == 0;
-    if (!stored)
+    if (!disk_stored(&w->disk, &c->ev.req))
         fail_msg("request %llu is answered before it is stored", ID(r->client));
     if (r->code != EVENT_OK)
         return;
@@ -278,14 +274,17 @@ static void seal(struct world *w)
 {
     if (w->open.n == 0 || w->n_queue == WORLD_BATCHES)
         return;
+    w->queue_s[w->n_queue] = w->open_s;
     w->queue[w->n_queue++] = w->open;
     memset(&w->open, 0, sizeof(w->open));
+    w->open_s = core_age(w->core);
 }
 
 static void pop(struct world *w)
 {
     event_effects_fini(&w->queue[0]);
     memmove(w->queue, w->queue + 1, --w->n_queue * sizeof(w->queue[0]));
+    memmove(w->queue_s, w->queue_s + 1, w->n_queue * sizeof(w->queue_s[0]));
 }
 
 /* A job that was told to stop has a worker that was told. */
@@ -399,13 +398,17 @@ static void tell_device(struct world *w, unsigned i)
 
 static void restart(struct world *w)
 {
-    struct core_opts opts = {.boottime_ns = w->now_ns};
+    struct core_opts opts = {.boottime_ns = w->now_ns,
+                             .ended_keep_s = w->ended_keep_s,
+                             .request_keep_s = w->request_keep_s,
+                             .sweep_s = w->sweep_s};
     struct core_gang known[WORLD_DEVICES + 1];
     size_t n = 0;
 
     memset(opts.boot_id, w->boot, sizeof(opts.boot_id));
     w->newest_ns = w->now_ns;
     w->core = disk_restore(&w->disk, &opts);
+    w->open_s = core_age(w->core);
     for (unsigned i = 0; i < WORLD_DEVICES; i++)
         tell_device(w, i);
     for (; n < core_n_gangs(w->core); n++)
@@ -428,6 +431,56 @@ static void restart(struct world *w)
     step(w, &(struct event){.kind = EV_RECONCILED});
 }
 
+/* ---- what the core has let go of ------------------------------------------ */
+
+static int64_t durable_s(const struct world *w)
+{
+    return w->n_queue ? w->queue_s[0] : w->open.n ? w->open_s : core_age(w->core);
+}
+
+static void tick(struct world *w)
+{
+    step(w, &(struct event){.kind = EV_TICK, .tick.durable_s = durable_s(w)});
+}
+
+/* Before a change is decided, the store is asked. */
+static void recall(struct world *w, const struct event *change)
+{
+    struct event ev = {.kind = EV_RECALL};
+    const size_t from = w->open.n;
+    uint64_t job;
+    bool answer;
+
+    if (!core_recall_due(w->core, change, &job, &answer))
+        return;
+    disk_recall(&w->disk, job, answer ? &change->req : NULL, &ev.recall);
+    w->jobs_recalled += job != 0;
+    w->answers_recalled += ev.recall.request != NULL;
+    step(w, &ev);
+    for (size_t i = from; i < w->open.n; i++)
+        if (w->open.v[i].kind == FX_JOB && w->open.v[i].job.id == job)
+            fail_msg("job %llu changes when it is recalled", ID(job));
+    if (job && !core_job(w->core, job))
+        fail_msg("job %llu is forgotten for ever", ID(job));
+    if (!ev.recall.request && core_recall_due(w->core, change, &job, &answer) && job)
+        fail_msg("job %llu is asked for again and again", ID(job));
+}
+
+/* Its answer is forgotten everywhere, as one about no job may be after a week (and then its
+ * id may have been used again); nobody repeats the request after that. */
+static bool too_late(const struct world *w, const struct world_client *c)
+{
+    for (size_t i = 0; i < w->disk.n_requests && c->answered; i++) {
+        const struct fx_request *r = &w->disk.request[i];
+        if (r->uid != c->ev.req.uid || memcmp(r->id, c->ev.req.id, EVENT_ID_BYTES) != 0)
+            continue;
+        return c->code == EVENT_CONFLICT
+                   ? r->job != c->job
+                   : memcmp(r->digest, c->ev.req.digest, EVENT_DIGEST_BYTES) != 0;
+    }
+    return c->answered;
+}
+
 /* ---- mail ---------------------------------------------------------------- */
 
 static void deliver(struct world *w)
@@ -446,6 +499,9 @@ static void deliver(struct world *w)
     switch (m.kind) {
     case MAIL_CLIENT:
         ev = w->client[m.who].ev;
+        if (too_late(w, &w->client[m.who]))
+            return;
+        recall(w, &ev);
         break;
     case MAIL_GANG_EXITED:
     case MAIL_GANG_LOST:
@@ -648,7 +704,7 @@ static void turn(struct world *w)
     for (unsigned i = (unsigned)(world_rnd(w) % 4); i > 0 && w->core; i--)
         deliver(w);
     if (w->core && chance(w, 4))
-        step(w, &(struct event){.kind = EV_TICK});
+        tick(w);
     if (w->core && chance(w, 2))
         seal(w);
     if (w->core && chance(w, 2))
@@ -720,7 +776,7 @@ static void settle(struct world *w)
             world_gang_turn(w, &w->gang[i]);
         for (unsigned n = w->n_mails; n > 0; n--)
             deliver(w);
-        step(w, &(struct event){.kind = EV_TICK});
+        tick(w);
         seal(w);
         while (w->n_queue)
             commit(w);
@@ -824,7 +880,11 @@ static void add_stray(struct world *w)
 
 void world_run(struct world *w, uint64_t seed, bool trace)
 {
+    const unsigned long jobs = w->jobs_recalled, answers = w->answers_recalled;
+
     memset(w, 0, sizeof(*w));
+    w->jobs_recalled = jobs;
+    w->answers_recalled = answers;
     w->seed = w->rng = seed;
     w->trace = trace;
     w->now_ns = 5000000000;
@@ -839,6 +899,9 @@ void world_run(struct world *w, uint64_t seed, bool trace)
     w->device_in = 20u << (world_rnd(w) % 6);
     w->reboot_in = 200u << (world_rnd(w) % 4);
     w->request_in = 4u << (world_rnd(w) % 4);
+    w->ended_keep_s = 1u << (world_rnd(w) % 12);
+    w->request_keep_s = 1u << (world_rnd(w) % 12);
+    w->sweep_s = 1u << (world_rnd(w) % 6);
     const unsigned turns = 16u << (world_rnd(w) % 8); /* short lives end in odd places */
     if (chance(w, 4))
         add_stray(w);

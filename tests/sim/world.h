@@ -92,7 +92,9 @@ struct world {
     struct core *core; /* NULL: the daemon is down                                     */
     unsigned life, down;
     struct effects open, queue[WORLD_BATCHES];
+    int64_t open_s, queue_s[WORLD_BATCHES]; /* core_age() when each was opened         */
     unsigned n_queue;
+    int64_t ended_keep_s, request_keep_s, sweep_s; /* core_opts                        */
     unsigned full; /* commits that will still fail for want of space                   */
     bool full_told;
     struct disk disk;
@@ -114,6 +116,7 @@ struct world {
     unsigned crash_in, repeat_in, death_in, fail_in, launch_in, full_in, unknown_in, device_in,
         reboot_in, request_in;
     bool trace;
+    unsigned long jobs_recalled, answers_recalled; /* over all worlds                  */
 };
 
 /* One world from its beginning to its end; fails the running test if a rule breaks. */

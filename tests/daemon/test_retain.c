@@ -1,0 +1,217 @@
+/* test_retain.c - what a long-lived alignd lets go of and still knows. The store's age, which
+ * decides, is moved on by hand between two starts. */
+#include "tests/support/test.h"
+
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <sqlite3.h>
+
+#include "tests/daemon/world.h"
+
+enum { DAY = 86400 };
+
+static sqlite3_int64 sql(struct world *w, const char *text)
+{
+    char path[192];
+    sqlite3_int64 v = -1;
+    sqlite3_stmt *q;
+    sqlite3 *db;
+
+    snprintf(path, sizeof path, "%s/alignd.db", w->state);
+    assert_int_equal(sqlite3_open(path, &db), SQLITE_OK);
+    sqlite3_busy_timeout(db, 5000);
+    if (sqlite3_prepare_v2(db, text, -1, &q, NULL) != SQLITE_OK)
+        fail_msg("%s: %s", text, sqlite3_errmsg(db));
+    if (sqlite3_step(q) == SQLITE_ROW)
+        v = sqlite3_column_int64(q, 0);
+    assert_int_equal(sqlite3_finalize(q), SQLITE_OK);
+    sqlite3_close(db);
+    return v;
+}
+
+/* Killed, `days` go by in the store's own time, started again. */
+static void age(struct world *w, int days)
+{
+    char text[96];
+
+    world_finish(w, SIGKILL);
+    snprintf(text, sizeof text, "UPDATE mark SET age_s = age_s + %d", days * DAY);
+    sql(w, text);
+    world_start(w);
+}
+
+static json_t *list(struct world *w, uint64_t after, uint64_t max, bool active, uint64_t *ret_next)
+{
+    struct msg m = {.type = MSG_T_list};
+
+    m.list.after = after;
+    m.list.max = max;
+    m.list.active = active;
+    struct msg *r = world_ask(w, &m);
+    assert_int_equal(r->type, MSG_T_json);
+    json_t *o = json_loads(r->json.text, 0, NULL);
+    assert_non_null(o);
+    if (ret_next)
+        *ret_next = r->json.next;
+    codec_free(r);
+    return o;
+}
+
+static void expect_ids(json_t *o, const json_int_t *ids, size_t n)
+{
+    assert_int_equal(json_array_size(o), n);
+    for (size_t i = 0; i < n; i++)
+        assert_int_equal(world_int_of(json_array_get(o, i), "job"), ids[i]);
+    json_decref(o);
+}
+
+static void change(struct world *w, const struct msg *m, const char *state)
+{
+    struct msg *r = world_ask(w, m);
+
+    if (r->type == MSG_T_error)
+        fail_msg("%s", r->error.text);
+    assert_string_equal(r->done.state, state);
+    codec_free(r);
+}
+
+/* Every verb works on a job that only the store knows. */
+static void old_jobs(void **state)
+{
+    struct world *w = *state;
+    struct msg m = {.type = MSG_T_hold}, *r;
+    uint64_t next;
+    json_t *o;
+
+    assert_int_equal(world_submit(w, 1, "one", "{\"play\":{\"steps\":3}}"), 1);
+    world_wait_for(w, 1, "COMPLETED", 3);
+    m = world_submission(2, "held", "{\"play\":{\"steps\":3}}");
+    m.submit.hold = true;
+    codec_free(world_ask(w, &m));
+    for (uint8_t k = 3; k <= 5; k++)
+        world_submit(w, k, "more", "{\"play\":{\"steps\":2}}");
+    for (uint64_t id = 3; id <= 5; id++)
+        world_wait_for(w, id, "COMPLETED", 2);
+    world_wait_until_gone(w, 5);
+    age(w, 8);
+    assert_int_equal(world_submit(w, 6, "new", "{\"play\":{\"steps\":1}}"), 6);
+    world_wait_for(w, 6, "COMPLETED", 1);
+
+    expect_ids(list(w, 0, 0, false, &next), (const json_int_t[]){1, 2, 3, 4, 5, 6}, 6);
+    assert_int_equal(next, 0);
+    expect_ids(list(w, 0, 3, false, &next), (const json_int_t[]){1, 2, 3}, 3);
+    expect_ids(list(w, next, 3, false, &next), (const json_int_t[]){4, 5, 6}, 3);
+    expect_ids(list(w, 1, 1, false, &next), (const json_int_t[]){2}, 1);
+    expect_ids(list(w, 0, 0, true, &next), (const json_int_t[]){2}, 1);
+
+    o = world_show(w, 1);
+    assert_string_equal(world_text_of(o, "state"), "COMPLETED");
+    assert_string_equal(world_text_of(o, "output_dir"), "/nowhere/one-1");
+    assert_string_equal(world_text_of(o, "adapter"), "/a/b");
+    assert_int_equal(json_array_size(json_object_get(o, "attempts")), 1);
+    json_decref(o);
+    world_expect_rows(w, 3, 4);
+    world_expect_log(w, 4, "hello from rank 0\ndone\n");
+    m = (struct msg){.type = MSG_T_spec, .spec.job = 5};
+    r = world_ask(w, &m);
+    assert_int_equal(r->type, MSG_T_specs);
+    assert_string_equal(r->specs.resolved, "{\"play\":{\"steps\":2}}");
+    codec_free(r);
+    m = (struct msg){.type = MSG_T_show, .show.job = 7};
+    world_expect_error(w, &m, MSG_NOT_FOUND);
+    m = (struct msg){.type = MSG_T_cancel, .cancel = {.key = world_key(20), .job = 7}};
+    world_expect_error(w, &m, MSG_NOT_FOUND);
+    m = (struct msg){.type = MSG_T_cancel, .cancel = {.key = world_key(21), .job = 5}};
+    change(w, &m, "COMPLETED");
+    m = (struct msg){.type = MSG_T_resume, .resume = {.key = world_key(22), .job = 4}};
+    world_expect_error(w, &m, MSG_REFUSED); /* all its steps are done */
+}
+
+/* The same request gets the same answer, however old; a failed job goes on. */
+static void old_requests(void **state)
+{
+    struct world *w = *state;
+    struct msg m = world_submission(1, "fails", "{\"play\":{\"steps\":3,\"end\":\"fail\"}}"), *r;
+    const struct msg again = m;
+
+    codec_free(world_ask(w, &m));
+    world_wait_for(w, 1, "FAILED", 0);
+    world_wait_until_gone(w, 1);
+    const json_int_t rows = (json_int_t)sql(w, "SELECT count(*) FROM report");
+    age(w, 400);
+    r = world_ask(w, &again);
+    assert_int_equal(r->type, MSG_T_submitted);
+    assert_int_equal(r->submitted.job, 1);
+    assert_string_equal(r->submitted.output_dir, "/nowhere/fails-1");
+    codec_free(r);
+    m.submit.priority = 7;
+    world_expect_error(w, &m, MSG_CONFLICT);
+    age(w, 1);
+    m = (struct msg){.type = MSG_T_show}; /* the newest of mine */
+    r = world_ask(w, &m);
+    assert_int_equal(r->type, MSG_T_json);
+    assert_non_null(strstr(r->json.text, "\"job\":1,"));
+    codec_free(r);
+    age(w, 1);
+    m = (struct msg){.type = MSG_T_resume, .resume = {.key = world_key(9), .job = 1}};
+    m.resume.user_spec = "{\"name\":\"x\"}";
+    m.resume.resolved = "{\"play\":{\"steps\":6}}";
+    m.resume.steps = 6;
+    change(w, &m, "CONFIGURING");
+    world_wait_for(w, 1, "COMPLETED", 6);
+    json_t *o = world_show(w, 1);
+    assert_int_equal(json_array_size(json_object_get(o, "attempts")), 2);
+    json_decref(o);
+    r = world_metrics(w, 1, true);
+    assert_true((json_int_t)r->page.rows.n > rows);
+    for (size_t i = 0; i < r->page.rows.n; i++)
+        assert_int_equal(r->page.rows.v[i].seq, i + 1);
+    codec_free(r);
+    assert_int_equal(world_submit(w, 1, "fails", "{\"play\":{\"steps\":3,\"end\":\"fail\"}}"), 1);
+}
+
+/* An old job is watched to its end at once. */
+static void old_watched(void **state)
+{
+    struct world *w = *state;
+    struct msg m = {.type = MSG_T_watch_job}, *r;
+    uint64_t rows = 0;
+
+    world_submit(w, 1, "seen", "{\"play\":{\"steps\":3}}");
+    world_wait_for(w, 1, "COMPLETED", 3);
+    world_wait_until_gone(w, 1);
+    age(w, 8);
+    world_wait_until_gone(w, 999); /* it serves again */
+    assert_int_equal(wire_dial(w->watch_url, 0, &w->watch, NULL), 0);
+    m.watch_job.job = 1;
+    for (bool over = false; !over;) {
+        r = world_ask_on(w->watch, &m);
+        assert_int_equal(r->type, MSG_T_job_news);
+        rows += r->job_news.rows.n;
+        m.watch_job.since = r->job_news.last;
+        m.watch_job.rev = r->job_news.rev;
+        over = r->job_news.over;
+        codec_free(r);
+    }
+    assert_int_equal(rows, 5);
+    m = (struct msg){.type = MSG_T_watch_log, .watch_log.job = 1};
+    r = world_ask_on(w->watch, &m);
+    assert_int_equal(r->type, MSG_T_chunk);
+    assert_true(r->chunk.over);
+    codec_free(r);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup_teardown(old_jobs, world_setup, world_teardown),
+        cmocka_unit_test_setup_teardown(old_requests, world_setup, world_teardown),
+        cmocka_unit_test_setup_teardown(old_watched, world_setup, world_teardown),
+    };
+    signal(SIGPIPE, SIG_IGN);
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

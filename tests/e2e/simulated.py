@@ -1,7 +1,9 @@
 """simulated.py BUILD - the whole worker on the CUDA code over simulated GPUs (backend sim), two
 ranks: QLoRA DPO and SFT in fp32 and bf16, losses as ref has them (numerics.md 21); stopped and
 continued it ends with the same bytes; a micro-batch's size changes nothing of a loss; every rank
-has the device it was given."""
+has the device it was given. Gradients go from device to device over NCCL's twin: the bytes of the
+path through the hosts, and a rank that died is told to the other by the supervisor, since NCCL
+between GPUs of one machine would not notice."""
 import json
 import os
 import shutil
@@ -63,10 +65,10 @@ def run(path, backend, code=0, **env):
 
 
 def kill_a_rank(path):
-    """Ends rank 1 as soon as the run's first checkpoint is there."""
+    """Ends rank 1 as soon as the run's first checkpoint is there; nobody but the supervisor notices."""
     process = subprocess.Popen([str(BUILD / 'worker/align-worker'), 'run', str(path)], stdout=subprocess.PIPE,
                                stderr=subprocess.PIPE, text=True,
-                               env=dict(os.environ, ALIGND_BACKEND='sim', CUSIM_DEVICES='2'))
+                               env=dict(os.environ, ALIGND_BACKEND='sim', CUSIM_DEVICES='2', CUSIM_NCCL='deaf'))
     out = DIR / path.stem
     end = time.monotonic() + 120
     while not (out / 'checkpoint-1').exists():
@@ -75,6 +77,9 @@ def kill_a_rank(path):
     assert kill(json.loads((out / '.gang/pids.json').read_text())['ranks'][1], signal.SIGKILL)
     said = process.communicate(timeout=120)
     assert process.returncode not in (0, 85), said
+    ends = json.loads((out / '.gang/exit.json').read_text())
+    # 75 by its own will: it was not waited for and killed after the grace.
+    assert ends['first_rank'] == 1 and ends['ranks'][0] | {'step': 0} == {'code': 75, 'signal': 0, 'step': 0}, ends
     assert not (out / 'adapter_model.safetensors').exists()
 
 
@@ -99,7 +104,7 @@ try:
             for rank, uuid in enumerate(UUIDS):
                 assert f'rank {rank}: cusim, {uuid}' in out, out
                 log = (DIR / f'{kind}-sim/attempts/1/rank-{rank}.log').read_text()
-                assert rank != 0 or 'backend=sim' in log, log
+                assert rank != 0 or ('backend=sim' in log and 'sums=nccl' in log), log
             run(job(f'{kind}-ref', 'ref', method, bf16), 'ref')
             near(f'{kind}-sim', f'{kind}-ref', 1e-2 if bf16 else 1e-5, kind)
             print(f'{kind}: {losses(f"{kind}-sim")}')
@@ -110,6 +115,12 @@ try:
     run(DIR / 'again.json', 'sim')
     for name in ('adapter_model.safetensors', 'checkpoint-3/state.safetensors'):
         assert (whole / name).read_bytes() == (DIR / 'again' / name).read_bytes(), name
+
+    # Through the hosts: the same bytes.
+    run(job('hosts', 'sim', 'dpo', True), 'sim', ALIGND_COLL='gloo')
+    assert 'sums=host' in (DIR / 'hosts/attempts/1/rank-0.log').read_text()
+    for name in ('adapter_model.safetensors', 'checkpoint-3/state.safetensors'):
+        assert (whole / name).read_bytes() == (DIR / 'hosts' / name).read_bytes(), name
 
     # One example a micro-batch, and one rank: the first loss has the same bits.
     run(job('small', 'sim', 'sft', False, token_budget=1, max_steps=1), 'sim')

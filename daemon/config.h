@@ -37,7 +37,8 @@ struct config {
     enum log_level log_level;             /* reloadable                                           */
     uint32_t operators[CONFIG_OPERATORS]; /* reloadable: uids that act on all jobs       */
     int n_operators;
-    mode_t umask; /* that alignd was started with: what gangs write follows it           */
+    char note[512]; /* config_prepare's, for who asks hello                              */
+    mode_t umask;   /* that alignd was started with: what gangs write follows it           */
     struct config_given given;
     struct config_fixed file;
     int64_t memory_keep_s; /* ended jobs leave the memory after so long; CONFIG_FOREVER: never */

@@ -50,7 +50,6 @@ int main(int argc, char **argv)
 {
     struct config *config;
     struct err err = {""};
-    char note[2 * LIMIT_PATH];
     int r, terminal;
 
     no_closed_stdio();
@@ -67,13 +66,13 @@ int main(int argc, char **argv)
     }
     log_set_level(config->log_level);
     config->umask = umask(077); /* ours is for our own files; theirs follow the user's */
-    if (config_prepare(config, note, sizeof note, &err) < 0)
+    if (config_prepare(config, config->note, sizeof config->note, &err) < 0)
         return fail(&err, 1);
     terminal = fcntl(STDERR_FILENO, F_DUPFD_CLOEXEC, 10);
     if (redirect_log(config, &err) < 0)
         return fail(&err, 1);
-    if (note[0])
-        log_warn("state", "%s", note);
+    if (config->note[0])
+        log_warn("state", "%s", config->note);
     r = loop_run(config, &err);
     if (r < 0) {
         log_error("start", "%s", err.text);

@@ -164,7 +164,7 @@ void server_client_hello(struct alignd *a, uint64_t handle, struct msg *m)
 {
     const struct request *q = server_request(a, handle);
     const struct msg_hello *h = &m->hello;
-    char note[256] = "";
+    char note[sizeof a->config->note] = "";
     struct msg w = {.type = MSG_T_welcome};
 
     if (h->v_min > MSG_CLIENT_V_MAX || h->v_max < MSG_CLIENT_V_MIN) {
@@ -176,7 +176,9 @@ void server_client_hello(struct alignd *a, uint64_t handle, struct msg *m)
         server_send_error(a, handle, &e);
         return;
     }
-    if (a->gpus_seen > 0)
+    if (strlen(a->config->note) < sizeof a->config->note - 1) /* not cut in a letter */
+        snprintf(note, sizeof note, "%s", a->config->note);
+    if (!note[0] && a->gpus_seen > 0)
         snprintf(note, sizeof note, "This build trains on the CPU only; %d GPU%s seen, not used",
                  a->gpus_seen, a->gpus_seen == 1 ? "" : "s");
     w.welcome =

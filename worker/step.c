@@ -11,7 +11,7 @@
 
 static uint64_t dropout_seed(const struct trainer *t, int64_t step)
 {
-    const struct rng_block b = rng_at(t->spec->seed, RNG_DROPOUT, (uint64_t)step, 0);
+    const struct kn_philox b = rng_at(t->spec->seed, RNG_DROPOUT, (uint64_t)step, 0);
     const uint64_t seed = (uint64_t)b.v[1] << 32 | b.v[0];
 
     return !trainer_dropout(t->spec) ? 0 : seed != 0 ? seed : 1; /* 0 means off */

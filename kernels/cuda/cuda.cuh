@@ -33,9 +33,20 @@ struct cuda_buffer { /* grows, never shrinks; freed with the context */
     size_t bytes;
 };
 
+enum { CUDA_SLOTS = 2 };
+
+/* Room for one dequantised matrix (weight.cu). */
+struct cuda_slot {
+    cuda_buffer buffer;
+    const kn_weight *holds;
+    bool waiting;             /* filled on a hint, not used yet                    */
+    uint64_t turn;            /* when it was used last                             */
+    cudaEvent_t filled, used; /* on the side stream; on the context's              */
+};
+
 struct kn_ctx {
     int device;
-    cudaStream_t stream;
+    cudaStream_t stream, side; /* side: fills slots                                */
     cublasLtHandle_t lt;
     enum kn_dtype compute;
     cuda_buffer workspace; /* cuBLASLt's                                           */
@@ -43,23 +54,45 @@ struct kn_ctx {
     cuda_buffer x_ext;     /* [x | S] when x itself has no room behind K           */
     cuda_buffer dy_ext;    /* [dy | dS] likewise                                   */
     cuda_buffer grad;      /* dA and dB of one call before they are added          */
+    cuda_slot slots[CUDA_SLOTS];
+    uint64_t turn;
 };
 
-/* A frozen matrix ready for products: rows [0, n) hold [W | B], rows [n, n + ext)
- * hold A, in the compute dtype, ld = k_pad + ext_cap. The extension belongs to
- * the call in flight, not to the matrix: it is written before each use. */
+/* n elements in 4 bits; all pointers to device memory (quant.cuh). */
+struct cuda_quant4 {
+    int64_t n, blocks, outer;
+    kn_quant type;
+    bool nested;     /* absmax is 8 bits; else `absmax` and nothing below it    */
+    uint8_t *packed; /* element 2j in the high half of byte j                   */
+    float *absmax;   /* of each block of 64                                     */
+    uint8_t *absmax_q;
+    float *nested_absmax; /* of each 256 blocks                                      */
+    float *offset;        /* 1                                                       */
+    float *map;           /* 256: what absmax_q stands for                           */
+};
+
+/* A frozen matrix. Ready for products (p): rows [0, n) hold [W | B], rows [n, n + ext)
+ * hold A, in the compute dtype, ld = k_pad + ext_cap. The extension belongs to the
+ * call in flight, not to the matrix: it is written before each use. */
 struct kn_weight {
     int64_t n, k, ld;
     int64_t part_n[KN_PARTS_MAX];
     int n_parts;
     int64_t ext; /* columns and rows there are for the extension                   */
-    enum kn_dtype compute;
+    enum kn_dtype compute, loaded;
     bool no_backward;
-    void *p;
+    bool per_use;                    /* p is NULL: cuda_weight_take                */
+    void *p, *store;                 /* store: the memory that is its own          */
+    cuda_quant4 parts[KN_PARTS_MAX]; /* with per_use                               */
 };
 
-int cuda_device_of(const char *uuid); /* its index, or -ENODEV */
-size_t cuda_sweep_bytes(int64_t n); /* of grad_sweep's scratch */
+/* The matrix ready for products on the context's stream, as a copy of the handle with
+ * p set; after the last product of the call: give. */
+int cuda_weight_take(kn_ctx *ctx, const kn_weight *w, kn_weight *ret);
+int cuda_weight_give(kn_ctx *ctx, const kn_weight *w);
+size_t cuda_slot_bytes(const kn_weight_desc *d, kn_dtype compute);
+int cuda_device_of(const char *uuid);                /* its index, or -ENODEV */
+size_t cuda_sweep_bytes(int64_t n);                  /* of grad_sweep's scratch */
 void cuda_uuid(const cudaDeviceProp *p, char *text); /* KN_UUID bytes */
 int cuda_error(cudaError_t e);
 int cuda_launched(void); /* of the launches since the last call */

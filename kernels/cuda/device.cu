@@ -70,14 +70,6 @@ int cuda_devices(kn_device *ret, int max, char *why, size_t why_size)
     return n;
 }
 
-/* Dequantised matrices lie ready. */
-int cuda_weight_soon(kn_ctx *ctx, const kn_weight *w)
-{
-    (void)ctx;
-    (void)w;
-    return 0;
-}
-
 int64_t cuda_lora_room(int64_t lora_cols)
 {
     return cuda_ext(lora_cols);
@@ -92,7 +84,7 @@ static void more(size_t *most, int64_t bytes)
 /* The buffers of kn_ctx, as linear.cu and adamw.cu reserve them. */
 size_t cuda_scratch_bytes(const kn_scratch *s, kn_dtype compute)
 {
-    size_t x_ext = 0, dy_ext = 0, grad = 0, partial = 0;
+    size_t x_ext = 0, dy_ext = 0, grad = 0, partial = 0, slot = 0;
     const int64_t size = (int64_t)cuda_size(compute);
 
     for (int i = 0; i < s->n_uses; i++) {
@@ -100,6 +92,7 @@ size_t cuda_scratch_bytes(const kn_scratch *s, kn_dtype compute)
         const int64_t kp = cuda_round(u->w->k), ext = cuda_ext(u->w->lora_cols);
         const int64_t cols = u->w->lora_cols > 0 ? u->w->lora_cols : 0;
         int64_t n = 0;
+        more(&slot, (int64_t)cuda_slot_bytes(u->w, compute));
         for (int j = 0; j < u->w->n_parts; j++)
             n += u->w->parts[j].n;
         if (!u->room) {
@@ -116,5 +109,5 @@ size_t cuda_scratch_bytes(const kn_scratch *s, kn_dtype compute)
         }
     }
     more(&partial, cuda_sweep_bytes(s->params));
-    return x_ext + dy_ext + grad + partial;
+    return x_ext + dy_ext + grad + partial + CUDA_SLOTS * slot;
 }

@@ -472,6 +472,21 @@ template <class F> int each_range(const kn_lora_seg *segs, int n_segs, int64_t r
     }
     return r ? r : run((const kn_lora *)NULL, at_row, rows - at_row);
 }
+
+/* The call `a` with a weight that is ready for products. */
+template <class A, class F> int with_weight(kn_ctx *ctx, A a, F run)
+{
+    const kn_weight *w = a.w;
+    kn_weight ready;
+    int r = cuda_weight_take(ctx, w, &ready), given;
+
+    if (r)
+        return r;
+    a.w = &ready;
+    r = run(&a);
+    given = cuda_weight_give(ctx, w);
+    return r ? r : given;
+}
 } // namespace
 
 int cuda_linear_fwd(kn_ctx *ctx, const kn_linear_fwd *a)
@@ -485,11 +500,14 @@ int cuda_linear_fwd(kn_ctx *ctx, const kn_linear_fwd *a)
     kn_lora_columns(a->segs, a->n_segs, w->n_parts, first);
     if (first[w->n_parts] + (a->bias ? 1 : 0) > w->ext)
         return -EINVAL;
-    return each_range(
-        a->segs, a->n_segs, a->x.rows, [&](const kn_lora *parts, int64_t row0, int64_t rows) {
-            return w->compute == KN_BF16 ? forward_rows<bf16_t>(ctx, a, parts, first, row0, rows)
-                                         : forward_rows<float>(ctx, a, parts, first, row0, rows);
-        });
+    return with_weight(ctx, *a, [&](const kn_linear_fwd *f) {
+        return each_range(a->segs, a->n_segs, a->x.rows,
+                          [&](const kn_lora *parts, int64_t row0, int64_t rows) {
+                              return w->compute == KN_BF16
+                                         ? forward_rows<bf16_t>(ctx, f, parts, first, row0, rows)
+                                         : forward_rows<float>(ctx, f, parts, first, row0, rows);
+                          });
+    });
 }
 
 int cuda_linear_bwd(kn_ctx *ctx, const kn_linear_bwd *a)
@@ -503,9 +521,12 @@ int cuda_linear_bwd(kn_ctx *ctx, const kn_linear_bwd *a)
     kn_lora_columns(a->segs, a->n_segs, w->n_parts, first);
     if (first[w->n_parts] > w->ext)
         return -EINVAL;
-    return each_range(
-        a->segs, a->n_segs, a->dy.rows, [&](const kn_lora *parts, int64_t row0, int64_t rows) {
-            return w->compute == KN_BF16 ? backward_rows<bf16_t>(ctx, a, parts, first, row0, rows)
-                                         : backward_rows<float>(ctx, a, parts, first, row0, rows);
-        });
+    return with_weight(ctx, *a, [&](const kn_linear_bwd *b) {
+        return each_range(a->segs, a->n_segs, a->dy.rows,
+                          [&](const kn_lora *parts, int64_t row0, int64_t rows) {
+                              return w->compute == KN_BF16
+                                         ? backward_rows<bf16_t>(ctx, b, parts, first, row0, rows)
+                                         : backward_rows<float>(ctx, b, parts, first, row0, rows);
+                          });
+    });
 }

@@ -1,40 +1,21 @@
 /* quant.cu - 4-bit block quantisation, as bitsandbytes' CUDA kernels define it
  * (blocks of 64 over the flattened matrix; multiplication with the float32
  * reciprocal of the block's largest magnitude; thresholds are float32 midpoints,
- * a tie goes down; a block of zeros has code 0), and frozen weights, which are
- * quantised and dequantised once into the compute dtype. */
-#include "cuda.cuh"
+ * a tie goes down; a block of zeros has code 0), and back.
+ *
+ * Back: 0.52 bytes read and 2 written per element; 14.0 GB a pass over the matrices
+ * of a 7B model, 17.6 GB moved in all. The code is looked up in shared memory: 16
+ * words in 16 banks, no conflicts. */
+#include "quant.cuh"
 
-#include <math.h>
-#include <stdlib.h>
+#include "../quant4.h"
 
-enum { BLOCK = 64, OUTER = 256, QUANT_THREADS = 256 };
+enum { BLOCK = KN_Q4_BLOCK, OUTER = KN_Q4_OUTER, QUANT_THREADS = 256, EXPAND_ROWS = 4 };
 
-__constant__ float nf4_code[16] = {
-    -1.0f,
-    -0.6961928009986877f,
-    -0.5250730514526367f,
-    -0.39491748809814453f,
-    -0.28444138169288635f,
-    -0.18477343022823334f,
-    -0.09105003625154495f,
-    0.0f,
-    0.07958029955625534f,
-    0.16093020141124725f,
-    0.24611230194568634f,
-    0.33791524171829224f,
-    0.44070982933044434f,
-    0.5626170039176941f,
-    0.7229568362236023f,
-    1.0f,
-};
-__constant__ float fp4_code[8] = {
-    0.0f, 0.005208333333f, 0.66666667f, 1.0f, 0.33333333f, 0.5f, 0.16666667f, 0.25f,
-};
-__constant__ float fp4_above[7] = {
-    0.00260417f, 0.0859375f, 0.20833333f, 0.29166667f, 0.4166667f, 0.583333f, 0.8333333f,
-};
-__constant__ uint8_t fp4_next[7] = {1, 6, 7, 4, 5, 2, 3};
+__constant__ float nf4_code[16] = KN_NF4_CODE;
+__constant__ float fp4_code[8] = KN_FP4_CODE;
+__constant__ float fp4_above[7] = KN_FP4_ABOVE;
+__constant__ uint8_t fp4_next[7] = KN_FP4_NEXT;
 
 __device__ static inline uint8_t to_code(float x, bool nf4)
 {
@@ -64,27 +45,30 @@ __device__ static inline float round_to(float v, kn_dtype t)
     return t == KN_F16 ? __half2float(__float2half_rn(v)) : v;
 }
 
-__device__ static inline float element(const void *p, kn_dtype t, int64_t i)
+__device__ static inline float source_at(const cuda_source &s, int64_t i)
 {
-    if (t == KN_BF16)
-        return __bfloat162float(((const bf16_t *)p)[i]);
-    return t == KN_F16 ? __half2float(((const __half *)p)[i]) : ((const float *)p)[i];
+    float v;
+
+    if (s.stored == KN_BF16)
+        v = __bfloat162float(((const bf16_t *)s.p)[i]);
+    else if (s.stored == KN_F16)
+        v = __half2float(((const __half *)s.p)[i]);
+    else
+        v = ((const float *)s.p)[i];
+    return round_to(v, s.loaded);
 }
 
-/* What is quantised: source data as loaded, n elements. */
-struct quant_source {
-    const void *p;
-    kn_dtype stored, loaded;
-    int64_t n;
-};
-
-__device__ static inline float source_at(const quant_source &s, int64_t i)
+/* What block b is multiplied with. bitsandbytes stores the product before it adds the
+ * offset: two roundings, which the compiler must not fuse. */
+__device__ static inline float scale_of(const cuda_quant4 &q, const float *map, int64_t b)
 {
-    return round_to(element(s.p, s.stored, i), s.loaded);
+    if (!q.nested)
+        return q.absmax[b];
+    return __fadd_rn(__fmul_rn(map[q.absmax_q[b]], q.nested_absmax[b / OUTER]), *q.offset);
 }
 
 /* absmax of each block of 64: a warp each. */
-__global__ void block_absmax(float *absmax, quant_source s, int64_t blocks)
+__global__ void block_absmax(float *absmax, cuda_source s, int64_t blocks)
 {
     const int64_t b = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) >> 5;
     const int lane = threadIdx.x & 31;
@@ -138,14 +122,12 @@ __device__ static inline uint8_t to_dynamic(const float *map, float x)
     return (uint8_t)(x > middle ? low + 1 : low);
 }
 
-/* absmax itself in 8 bits, 256 of them per block; `back`: what they dequantise to. */
-__global__ void __launch_bounds__(OUTER)
-    nest_absmax(uint8_t *code, float *nested, float *back, const float *absmax,
-                const float *offset, const float *map, int64_t blocks)
+/* absmax itself in 8 bits, 256 of them per block. */
+__global__ void __launch_bounds__(OUTER) nest_absmax(cuda_quant4 q, const float *absmax)
 {
     SHARED(float, part, [OUTER]);
     const int64_t i = (int64_t)blockIdx.x * OUTER + threadIdx.x;
-    const float v = i < blocks ? absmax[i] - *offset : 0.0f;
+    const float v = i < q.blocks ? absmax[i] - *q.offset : 0.0f;
 
     part[threadIdx.x] = fabsf(v);
     for (int o = OUTER / 2; o; o >>= 1) {
@@ -156,15 +138,12 @@ __global__ void __launch_bounds__(OUTER)
     __syncthreads();
     const float top = part[0];
     if (threadIdx.x == 0)
-        nested[blockIdx.x] = top;
-    if (i < blocks) {
-        const uint8_t c = to_dynamic(map, v * (1.0f / top));
-        code[i] = c;
-        back[i] = map[c] * top + *offset;
-    }
+        q.nested_absmax[blockIdx.x] = top;
+    if (i < q.blocks)
+        q.absmax_q[i] = to_dynamic(q.map, v * (1.0f / top));
 }
 
-__global__ void pack_codes(uint8_t *packed, const float *absmax, quant_source s, bool nf4)
+__global__ void pack_codes(uint8_t *packed, const float *absmax, cuda_source s, bool nf4)
 {
     const int64_t j = (int64_t)blockIdx.x * blockDim.x + threadIdx.x, i = 2 * j;
 
@@ -176,285 +155,245 @@ __global__ void pack_codes(uint8_t *packed, const float *absmax, quant_source s,
     packed[j] = (uint8_t)(high << 4 | low);
 }
 
-/* Columns of a weight from a part's values, through 4 bits where asked: scale is
- * what the block is dequantised with (absmax, or its nested form). */
+/* EXPAND_ROWS rows of the matrix a block, 8 columns a thread and time: one store of 16
+ * bytes (two for float32). */
 template <class T>
-__global__ void fill_weight(T *w, int64_t ld, quant_source s, int64_t k, kn_quant quant,
-                            const float *absmax, const float *scale)
+__global__ void __launch_bounds__(QUANT_THREADS)
+    expand_rows(T *w, int64_t ld, cuda_quant4 q, int64_t rows, int64_t k, int64_t padded,
+                kn_dtype loaded)
 {
-    const int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
+    SHARED(float, code, [16]);
+    SHARED(float, map, [OUTER]);
+    const int pieces = (int)(padded / 8);
+    const bool even = k % 8 == 0; /* a piece is 4 bytes of one block */
 
-    if (i >= s.n)
-        return;
-    float v = source_at(s, i);
-    if (quant != KN_QUANT_NONE) {
-        const bool nf4 = quant == KN_QUANT_NF4;
-        const int64_t b = i / BLOCK;
-        v = round_to(from_code(to_code(v * (1.0f / absmax[b]), nf4), nf4) * scale[b], s.loaded);
-    }
-    w[i / k * ld + i % k] = fromf<T>(v);
-}
-
-__global__ void unpack_codes(float *y, const uint8_t *packed, const float *absmax,
-                             const uint8_t *absmax_q, const float *nested, float offset,
-                             const float *map, int64_t n, bool nf4, kn_dtype dtype)
-{
-    const int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
-
-    if (i >= n)
-        return;
-    const int64_t b = i / BLOCK;
-    const float scale =
-        absmax_q ? map[absmax_q[b]] * nested[b / OUTER] + offset : absmax[b];
-    const uint8_t both = packed[i / 2];
-    y[i] = round_to(from_code((uint8_t)(i % 2 ? both & 15 : both >> 4), nf4) * scale, dtype);
-}
-
-/* The signed dynamic 8-bit map (Dettmers et al. 2022, arXiv:2110.02861, section
- * 2.1), every step in float32, as kernels/ref/quant.c spells out. */
-static void dynamic_map(float *map)
-{
-    int at = 128;
-
-    map[127] = 0.0f;
-    map[255] = 1.0f;
-    for (int i = 0; i < 7; i++) {
-        const int n = 1 << i;
-        const float step = (1.0f - 0.1f) / (float)n, power = (float)pow(10.0, i - 6);
-        for (int j = 0; j < n; j++, at++) {
-            float edge[2];
-            for (int e = 0; e < 2; e++)
-                edge[e] = j + e < (n + 1) / 2 ? 0.1f + step * (float)(j + e)
-                                              : 1.0f - step * (float)(n - j - e);
-            map[at] = power * ((edge[0] + edge[1]) / 2.0f);
-            map[254 - at] = -map[at];
+    if (threadIdx.x < 16)
+        code[threadIdx.x] = from_code((uint8_t)threadIdx.x, q.type == KN_QUANT_NF4);
+    if (q.nested)
+        map[threadIdx.x] = q.map[threadIdx.x];
+    __syncthreads();
+#pragma unroll 2
+    for (int p = threadIdx.x; p < pieces * EXPAND_ROWS; p += QUANT_THREADS) {
+        const int64_t row = (int64_t)blockIdx.x * EXPAND_ROWS + p / pieces, c = p % pieces * 8;
+        const int64_t i = row * k + c;
+        vec8<T> out;
+        if (row >= rows)
+            break;
+        if (even && c < k) {
+            const uint32_t codes = ((const uint32_t *)q.packed)[i / 8];
+            const float scale = scale_of(q, map, i / BLOCK);
+#pragma unroll
+            for (int e = 0; e < 8; e++) /* byte e / 2, the high half first */
+                out.v[e] = fromf<T>(round_to(code[codes >> (e * 4 ^ 4) & 15] * scale, loaded));
+        } else {
+            for (int e = 0; e < 8; e++) {
+                float v = 0.0f;
+                if (c + e < k) {
+                    const uint8_t both = q.packed[(i + e) / 2];
+                    v = round_to(code[(i + e) % 2 ? both & 15 : both >> 4] *
+                                     scale_of(q, map, (i + e) / BLOCK),
+                                 loaded);
+                }
+                out.v[e] = fromf<T>(v);
+            }
         }
+        store8(w + row * ld + c, out);
     }
 }
 
-static unsigned grid(int64_t n, int per_block)
+template <class T> __global__ void fill_rows(T *w, int64_t ld, cuda_source s, int64_t k)
+{
+    const int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
+
+    if (i < s.n)
+        w[i / k * ld + i % k] = fromf<T>(source_at(s, i));
+}
+
+/* One row of n values. */
+__global__ void unpack_codes(float *y, cuda_quant4 q, kn_dtype dtype)
+{
+    const int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
+
+    if (i >= q.n)
+        return;
+    const uint8_t both = q.packed[i / 2];
+    y[i] = round_to(from_code((uint8_t)(i % 2 ? both & 15 : both >> 4), q.type == KN_QUANT_NF4) *
+                        scale_of(q, q.map, i / BLOCK),
+                    dtype);
+}
+
+static unsigned grid(int64_t n, int64_t per_block)
 {
     return (unsigned)((n + per_block - 1) / per_block);
 }
 
-struct quant_work { /* device memory of one quantisation */
-    float *absmax, *back, *nested, *offset, *map;
-    uint8_t *code;
-    int64_t blocks, outer;
+size_t cuda_quant4_layout(cuda_quant4 *q, int64_t n, kn_quant type, bool nested, char *base)
+{
+    size_t at = 0;
+    const auto take = [&](size_t bytes) {
+        char *p = base ? base + at : NULL;
+        at += (bytes + 255) / 256 * 256;
+        return p;
+    };
+
+    *q = {};
+    q->n = n;
+    q->blocks = (n + BLOCK - 1) / BLOCK;
+    q->outer = (q->blocks + OUTER - 1) / OUTER;
+    q->type = type;
+    q->nested = nested;
+    q->packed = (uint8_t *)take((size_t)(n + 1) / 2);
+    if (!nested) {
+        q->absmax = (float *)take((size_t)q->blocks * sizeof(float));
+        return at;
+    }
+    q->absmax_q = (uint8_t *)take((size_t)q->blocks);
+    q->nested_absmax = (float *)take((size_t)q->outer * sizeof(float));
+    q->offset = (float *)take(sizeof(float));
+    q->map = (float *)take(OUTER * sizeof(float));
+    return at;
+}
+
+int cuda_quant4_map(cudaStream_t stream, const cuda_quant4 *q)
+{
+    float map[OUTER];
+
+    if (!q->nested)
+        return 0;
+    kn_dynamic_map(map);
+    return cuda_error(
+        cudaMemcpyAsync(q->map, map, sizeof map, cudaMemcpyHostToDevice, stream)); /* pageable */
+}
+
+int cuda_quant4_make(cudaStream_t stream, const cuda_quant4 *q, const cuda_source *s, float *absmax,
+                     const float *offset_in)
+{
+    float *const exact = q->nested ? absmax : q->absmax;
+    int r = cuda_quant4_map(stream, q);
+
+    if (r)
+        return r;
+    LAUNCH(block_absmax, grid(q->blocks, QUANT_THREADS / 32), QUANT_THREADS, 0, stream, exact, *s,
+           q->blocks);
+    if (q->nested) {
+        if (offset_in)
+            cudaMemcpyAsync(q->offset, offset_in, 4, cudaMemcpyHostToDevice, stream);
+        else
+            LAUNCH(mean_absmax, 1, QUANT_THREADS, 0, stream, q->offset, exact, q->blocks);
+        LAUNCH(nest_absmax, (unsigned)q->outer, OUTER, 0, stream, *q, exact);
+    }
+    LAUNCH(pack_codes, grid((q->n + 1) / 2, QUANT_THREADS), QUANT_THREADS, 0, stream, q->packed,
+           exact, *s, q->type == KN_QUANT_NF4);
+    return cuda_launched();
+}
+
+int cuda_quant4_expand(cudaStream_t stream, const cuda_quant4 *q, void *w, kn_dtype t, int64_t ld,
+                       int64_t k, kn_dtype loaded)
+{
+    const int64_t rows = q->n / k, padded = cuda_round(k);
+
+    if (t == KN_BF16)
+        LAUNCH(expand_rows<bf16_t>, grid(rows, EXPAND_ROWS), QUANT_THREADS, 0, stream, (bf16_t *)w,
+               ld, *q, rows, k, padded, loaded);
+    else
+        LAUNCH(expand_rows<float>, grid(rows, EXPAND_ROWS), QUANT_THREADS, 0, stream, (float *)w,
+               ld, *q, rows, k, padded, loaded);
+    return cuda_launched();
+}
+
+int cuda_fill_rows(cudaStream_t stream, const cuda_source *s, void *w, kn_dtype t, int64_t ld,
+                   int64_t k)
+{
+    if (t == KN_BF16)
+        LAUNCH(fill_rows<bf16_t>, grid(s->n, QUANT_THREADS), QUANT_THREADS, 0, stream, (bf16_t *)w,
+               ld, *s, k);
+    else
+        LAUNCH(fill_rows<float>, grid(s->n, QUANT_THREADS), QUANT_THREADS, 0, stream, (float *)w,
+               ld, *s, k);
+    return cuda_launched();
+}
+
+/* Device memory of one call: the 4-bit form, its scales as they were, the values. */
+struct call_memory {
+    cuda_quant4 q;
+    char *p;
+    float *absmax, *x;
 };
 
-static void work_free(quant_work *w)
+static int call_open(call_memory *m, int64_t n, kn_quant type, bool nested)
 {
-    cudaFree(w->absmax);
-    cudaFree(w->back);
-    cudaFree(w->nested);
-    cudaFree(w->offset);
-    cudaFree(w->map);
-    cudaFree(w->code);
-}
+    const size_t form = cuda_quant4_layout(&m->q, n, type, nested, NULL);
+    const size_t scales = ((size_t)m->q.blocks * 4 + 255) / 256 * 256;
 
-static int work_alloc(quant_work *w, int64_t n)
-{
-    float map[256];
-
-    *w = {};
-    w->blocks = (n + BLOCK - 1) / BLOCK;
-    w->outer = (w->blocks + OUTER - 1) / OUTER;
-    dynamic_map(map);
-    if (cudaMalloc((void **)&w->absmax, (size_t)w->blocks * 4) ||
-        cudaMalloc((void **)&w->back, (size_t)w->blocks * 4) ||
-        cudaMalloc((void **)&w->nested, (size_t)w->outer * 4) ||
-        cudaMalloc((void **)&w->offset, 4) || cudaMalloc((void **)&w->map, sizeof map) ||
-        cudaMalloc((void **)&w->code, (size_t)w->blocks) ||
-        cudaMemcpy(w->map, map, sizeof map, cudaMemcpyHostToDevice)) {
-        work_free(w);
+    if (cudaMalloc((void **)&m->p, form + scales + (size_t)n * 4)) {
+        (void)cudaGetLastError();
         return -ENOMEM;
     }
+    cuda_quant4_layout(&m->q, n, type, nested, m->p);
+    m->absmax = (float *)(m->p + form);
+    m->x = (float *)(m->p + form + scales);
     return 0;
-}
-
-/* absmax, and with `nested` its 8-bit form and what that dequantises to. */
-static void find_scales(cudaStream_t stream, quant_work *w, const quant_source *s, bool nested,
-                        const float *offset_in)
-{
-    LAUNCH(block_absmax, grid(w->blocks, QUANT_THREADS / 32), QUANT_THREADS, 0, stream, w->absmax,
-           *s, w->blocks);
-    if (!nested)
-        return;
-    if (offset_in)
-        cudaMemcpyAsync(w->offset, offset_in, 4, cudaMemcpyHostToDevice, stream);
-    else
-        LAUNCH(mean_absmax, 1, QUANT_THREADS, 0, stream, w->offset, w->absmax, w->blocks);
-    LAUNCH(nest_absmax, (unsigned)w->outer, OUTER, 0, stream, w->code, w->nested, w->back,
-           w->absmax, w->offset, w->map, w->blocks);
 }
 
 int cuda_quantize4(const kn_quantize4 *a)
 {
-    quant_work w = {};
-    float *x = NULL;
-    uint8_t *packed = NULL;
     const size_t bytes = (size_t)(a->n + 1) / 2;
+    call_memory m = {};
     int r = kn_check_quantize4(a);
 
     if (r)
         return r < 0 ? r : 0;
-    r = -ENOMEM;
-    if (work_alloc(&w, a->n))
-        return r;
-    if (cudaMalloc((void **)&x, (size_t)a->n * 4) || cudaMalloc((void **)&packed, bytes))
-        goto fail;
-    r = cuda_error(cudaMemcpy(x, a->x, (size_t)a->n * 4, cudaMemcpyHostToDevice));
+    r = call_open(&m, a->n, a->type, a->nested);
     if (r)
-        goto fail;
-    {
-        const quant_source s = {x, KN_F32, KN_F32, a->n};
-        find_scales(0, &w, &s, a->nested, a->offset_in);
-        LAUNCH(pack_codes, grid((int64_t)bytes, QUANT_THREADS), QUANT_THREADS, 0, 0, packed,
-               w.absmax, s, a->type == KN_QUANT_NF4);
-    }
-    r = cuda_launched();
+        return r;
+    const cuda_source s = {m.x, KN_F32, KN_F32, a->n};
+    const size_t blocks = (size_t)m.q.blocks, outer = (size_t)m.q.outer;
+    r = cuda_error(cudaMemcpy(m.x, a->x, (size_t)a->n * 4, cudaMemcpyHostToDevice));
     if (!r)
-        r = cuda_error(cudaMemcpy(a->packed, packed, bytes, cudaMemcpyDeviceToHost));
+        r = cuda_quant4_make(0, &m.q, &s, m.absmax, a->offset_in);
     if (!r)
-        r = cuda_error(
-            cudaMemcpy(a->absmax, w.absmax, (size_t)w.blocks * 4, cudaMemcpyDeviceToHost));
+        r = cuda_error(cudaMemcpy(a->packed, m.q.packed, bytes, cudaMemcpyDeviceToHost));
+    if (!r)
+        r = cuda_error(cudaMemcpy(a->absmax, a->nested ? m.absmax : m.q.absmax, blocks * 4,
+                                  cudaMemcpyDeviceToHost));
     if (!r && a->nested) {
-        cudaMemcpy(a->absmax_q, w.code, (size_t)w.blocks, cudaMemcpyDeviceToHost);
-        cudaMemcpy(a->nested_absmax, w.nested, (size_t)w.outer * 4, cudaMemcpyDeviceToHost);
-        r = cuda_error(cudaMemcpy(a->offset, w.offset, 4, cudaMemcpyDeviceToHost));
+        cudaMemcpy(a->absmax_q, m.q.absmax_q, blocks, cudaMemcpyDeviceToHost);
+        cudaMemcpy(a->nested_absmax, m.q.nested_absmax, outer * 4, cudaMemcpyDeviceToHost);
+        r = cuda_error(cudaMemcpy(a->offset, m.q.offset, 4, cudaMemcpyDeviceToHost));
     }
-fail:
-    cudaFree(x);
-    cudaFree(packed);
-    work_free(&w);
+    cudaFree(m.p);
     return r;
 }
 
 int cuda_dequantize4(const kn_dequantize4 *a)
 {
-    quant_work w = {};
-    float *y = NULL;
-    uint8_t *packed = NULL;
     const size_t bytes = (size_t)(a->n + 1) / 2;
+    call_memory m = {};
     int r = kn_check_dequantize4(a);
 
     if (r)
         return r < 0 ? r : 0;
-    r = -ENOMEM;
-    if (work_alloc(&w, a->n))
-        return r;
-    if (cudaMalloc((void **)&y, (size_t)a->n * 4) || cudaMalloc((void **)&packed, bytes))
-        goto fail;
-    r = cuda_error(cudaMemcpy(packed, a->packed, bytes, cudaMemcpyHostToDevice));
-    if (!r && a->absmax_q) {
-        cudaMemcpy(w.code, a->absmax_q, (size_t)w.blocks, cudaMemcpyHostToDevice);
-        r = cuda_error(cudaMemcpy(w.nested, a->nested_absmax, (size_t)w.outer * 4,
-                                  cudaMemcpyHostToDevice));
-    } else if (!r) {
-        r = cuda_error(
-            cudaMemcpy(w.absmax, a->absmax, (size_t)w.blocks * 4, cudaMemcpyHostToDevice));
-    }
+    r = call_open(&m, a->n, a->type, a->absmax_q != NULL);
     if (r)
-        goto fail;
-    LAUNCH(unpack_codes, grid(a->n, QUANT_THREADS), QUANT_THREADS, 0, 0, y, packed, w.absmax,
-           a->absmax_q ? w.code : NULL, w.nested, a->offset, w.map, a->n, a->type == KN_QUANT_NF4,
-           a->dtype);
-    r = cuda_launched();
-    if (!r)
-        r = cuda_error(cudaMemcpy(a->y, y, (size_t)a->n * 4, cudaMemcpyDeviceToHost));
-fail:
-    cudaFree(y);
-    cudaFree(packed);
-    work_free(&w);
-    return r;
-}
-
-/* Rows of one part into the weight, by way of the device. */
-static int load_part(kn_ctx *ctx, const kn_weight_desc *d, int part, kn_weight *w, int64_t row)
-{
-    const kn_weight_part *p = &d->parts[part];
-    const int64_t n = p->n * d->k;
-    quant_work work = {};
-    void *data = NULL;
-    char *to = (char *)w->p + (size_t)row * w->ld * cuda_size(w->compute);
-    int r;
-
-    if (work_alloc(&work, n))
-        return -ENOMEM;
-    r = cudaMalloc(&data, (size_t)n * cuda_size(p->dtype)) ? -ENOMEM : 0;
-    if (!r)
-        r = cuda_error(cudaMemcpyAsync(data, p->data, (size_t)n * cuda_size(p->dtype),
-                                       cudaMemcpyHostToDevice, ctx->stream));
+        return r;
+    const size_t blocks = (size_t)m.q.blocks, outer = (size_t)m.q.outer;
+    r = cuda_error(cudaMemcpy(m.q.packed, a->packed, bytes, cudaMemcpyHostToDevice));
+    if (!r && a->absmax_q) {
+        r = cuda_quant4_map(0, &m.q);
+        cudaMemcpy(m.q.absmax_q, a->absmax_q, blocks, cudaMemcpyHostToDevice);
+        cudaMemcpy(m.q.offset, &a->offset, 4, cudaMemcpyHostToDevice);
+        if (!r)
+            r = cuda_error(
+                cudaMemcpy(m.q.nested_absmax, a->nested_absmax, outer * 4, cudaMemcpyHostToDevice));
+    } else if (!r) {
+        r = cuda_error(cudaMemcpy(m.q.absmax, a->absmax, blocks * 4, cudaMemcpyHostToDevice));
+    }
     if (!r) {
-        const quant_source s = {data, p->dtype, d->load_dtype, n};
-        const float *scale = d->double_quant ? work.back : work.absmax;
-        if (d->quant != KN_QUANT_NONE)
-            find_scales(ctx->stream, &work, &s, d->double_quant, NULL);
-        if (w->compute == KN_BF16)
-            LAUNCH(fill_weight<bf16_t>, grid(n, QUANT_THREADS), QUANT_THREADS, 0, ctx->stream,
-                   (bf16_t *)to, w->ld, s, d->k, d->quant, work.absmax, scale);
-        else
-            LAUNCH(fill_weight<float>, grid(n, QUANT_THREADS), QUANT_THREADS, 0, ctx->stream,
-                   (float *)to, w->ld, s, d->k, d->quant, work.absmax, scale);
+        LAUNCH(unpack_codes, grid(a->n, QUANT_THREADS), QUANT_THREADS, 0, 0, m.x, m.q, a->dtype);
         r = cuda_launched();
     }
     if (!r)
-        r = cuda_error(cudaStreamSynchronize(ctx->stream));
-    cudaFree(data);
-    work_free(&work);
+        r = cuda_error(cudaMemcpy(a->y, m.x, (size_t)a->n * 4, cudaMemcpyDeviceToHost));
+    cudaFree(m.p);
     return r;
-}
-
-size_t cuda_weight_bytes(const kn_weight_desc *d, kn_dtype compute)
-{
-    const int64_t ext = cuda_ext(d->lora_cols);
-    int64_t n = 0;
-
-    for (int i = 0; i < d->n_parts; i++)
-        n += d->parts[i].n;
-    return (size_t)(n + ext) * (size_t)(cuda_round(d->k) + ext) * cuda_size(compute);
-}
-
-int cuda_weight_open(kn_ctx *ctx, const kn_weight_desc *d, kn_weight **ret)
-{
-    int r = kn_check_weight(d);
-    int64_t row = 0;
-    kn_weight *w;
-
-    for (int i = 0; r == 0 && i < d->n_parts; i++)
-        r = d->parts[i].data ? 0 : -EINVAL;
-    if (r)
-        return r;
-    w = (kn_weight *)calloc(1, sizeof *w);
-    if (!w)
-        return -ENOMEM;
-    w->k = d->k;
-    w->n_parts = d->n_parts;
-    w->compute = ctx->compute;
-    w->no_backward = d->no_backward;
-    w->ext = cuda_ext(d->lora_cols);
-    w->ld = cuda_round(d->k) + w->ext;
-    for (int i = 0; i < d->n_parts; i++) {
-        w->part_n[i] = d->parts[i].n;
-        w->n += d->parts[i].n;
-    }
-    r = cuda_alloc(ctx, cuda_weight_bytes(d, ctx->compute), &w->p);
-    for (int i = 0; i < d->n_parts && r == 0; i++) {
-        r = load_part(ctx, d, i, w, row);
-        row += d->parts[i].n;
-    }
-    if (r) {
-        cuda_weight_close(ctx, w);
-        return r;
-    }
-    *ret = w;
-    return 0;
-}
-
-void cuda_weight_close(kn_ctx *ctx, kn_weight *w)
-{
-    if (w)
-        cuda_free(ctx, w->p);
-    free(w);
 }

@@ -34,6 +34,29 @@ int cuda_reserve(cuda_buffer *b, size_t bytes)
     return 0;
 }
 
+static int open_slots(kn_ctx *ctx)
+{
+    for (int i = 0; i < CUDA_SLOTS; i++) {
+        cuda_slot *s = &ctx->slots[i];
+        if (cudaEventCreateWithFlags(&s->filled, cudaEventDisableTiming) != cudaSuccess ||
+            cudaEventCreateWithFlags(&s->used, cudaEventDisableTiming) != cudaSuccess)
+            return -EIO;
+    }
+    return 0;
+}
+
+static void close_slots(kn_ctx *ctx)
+{
+    for (int i = 0; i < CUDA_SLOTS; i++) {
+        cuda_slot *s = &ctx->slots[i];
+        cudaFree(s->buffer.p);
+        if (s->filled)
+            cudaEventDestroy(s->filled);
+        if (s->used)
+            cudaEventDestroy(s->used);
+    }
+}
+
 int cuda_open(const kn_open *o, kn_ctx **ret_ctx)
 {
     int device = o->device, devices = 0;
@@ -56,7 +79,8 @@ int cuda_open(const kn_open *o, kn_ctx **ret_ctx)
     ctx->device = device;
     ctx->compute = o->compute;
     if (cudaStreamCreateWithFlags(&ctx->stream, cudaStreamNonBlocking) != cudaSuccess ||
-        cublasLtCreate(&ctx->lt) != CUBLAS_STATUS_SUCCESS) {
+        cudaStreamCreateWithFlags(&ctx->side, cudaStreamNonBlocking) != cudaSuccess ||
+        open_slots(ctx) || cublasLtCreate(&ctx->lt) != CUBLAS_STATUS_SUCCESS) {
         cuda_close(ctx);
         return -EIO;
     }
@@ -72,8 +96,11 @@ void cuda_close(kn_ctx *ctx)
 {
     if (!ctx)
         return;
+    if (ctx->side)
+        cudaStreamSynchronize(ctx->side);
     if (ctx->stream)
         cudaStreamSynchronize(ctx->stream);
+    close_slots(ctx);
     cudaFree(ctx->workspace.p);
     cudaFree(ctx->partial.p);
     cudaFree(ctx->x_ext.p);
@@ -81,6 +108,8 @@ void cuda_close(kn_ctx *ctx)
     cudaFree(ctx->grad.p);
     if (ctx->lt)
         cublasLtDestroy(ctx->lt);
+    if (ctx->side)
+        cudaStreamDestroy(ctx->side);
     if (ctx->stream)
         cudaStreamDestroy(ctx->stream);
     free(ctx);

@@ -9,40 +9,14 @@
 
 #include <math.h>
 
-enum { BLOCK = 64, OUTER = 256 };
+#include "../quant4.h"
 
-static const float nf4_code[16] = {
-    -1.0f,
-    -0.6961928009986877f,
-    -0.5250730514526367f,
-    -0.39491748809814453f,
-    -0.28444138169288635f,
-    -0.18477343022823334f,
-    -0.09105003625154495f,
-    0.0f,
-    0.07958029955625534f,
-    0.16093020141124725f,
-    0.24611230194568634f,
-    0.33791524171829224f,
-    0.44070982933044434f,
-    0.5626170039176941f,
-    0.7229568362236023f,
-    1.0f,
-};
+enum { BLOCK = KN_Q4_BLOCK, OUTER = KN_Q4_OUTER };
 
-/* By the low three bits; bit 3 is the sign. */
-static const float fp4_code[8] = {
-    0.0f, 0.005208333333f, 0.66666667f, 1.0f, 0.33333333f, 0.5f, 0.16666667f, 0.25f,
-};
-
-/* Magnitudes above which the next larger code is taken, with that code. */
-static const struct {
-    float above;
-    uint8_t code;
-} fp4_steps[7] = {
-    {0.00260417f, 1}, {0.0859375f, 6}, {0.20833333f, 7}, {0.29166667f, 4},
-    {0.4166667f, 5},  {0.583333f, 2},  {0.8333333f, 3},
-};
+static const float nf4_code[16] = KN_NF4_CODE;
+static const float fp4_code[8] = KN_FP4_CODE;
+static const float fp4_above[7] = KN_FP4_ABOVE;
+static const uint8_t fp4_next[7] = KN_FP4_NEXT;
 
 /* How many thresholds x is above: NaN none. */
 static uint8_t quantize_nf4(const float *middle, float x)
@@ -58,35 +32,9 @@ static uint8_t quantize_fp4(float x)
 {
     uint8_t code = 0;
 
-    for (int i = 0; i < 7 && fabsf(x) > fp4_steps[i].above; i++)
-        code = fp4_steps[i].code;
+    for (int i = 0; i < 7 && fabsf(x) > fp4_above[i]; i++)
+        code = fp4_next[i];
     return (uint8_t)(code | (x < 0.0f ? 8 : 0));
-}
-
-/* The signed dynamic 8-bit map: Dettmers et al. 2022 (arXiv:2110.02861), section
- * 2.1. For i in 0..6, 2^i means of neighbours among 2^i + 1 equally spaced points
- * of [0.1, 1], times 10^(i - 6), with both signs; 0 and 1. Sorted: entry 127 is
- * 0. Every step in float32 as torch makes it: points from the nearer end, with one
- * rounding of step * k + end. */
-static void dynamic_map(float *map)
-{
-    int at = 128;
-
-    map[127] = 0.0f;
-    map[255] = 1.0f;
-    for (int i = 0; i < 7; i++) {
-        const int n = 1 << i;
-        const float step = (1.0f - 0.1f) / (float)n, power = (float)pow(10.0, i - 6);
-        for (int j = 0; j < n; j++) {
-            float edge[2];
-            for (int e = 0; e < 2; e++)
-                edge[e] = j + e < (n + 1) / 2 ? fmaf(step, (float)(j + e), 0.1f)
-                                              : fmaf(-step, (float)(n - j - e), 1.0f);
-            map[at] = power * ((edge[0] + edge[1]) / 2.0f);
-            map[254 - at] = -map[at];
-            at++;
-        }
-    }
 }
 
 /* The nearest entry; a tie goes to the even index; NaN to 0. */
@@ -118,7 +66,7 @@ static void quantize_nested(const struct kn_quantize4 *a, int64_t blocks)
     float map[256];
     double sum = 0.0;
 
-    dynamic_map(map);
+    kn_dynamic_map(map);
     for (int64_t i = 0; i < blocks; i++)
         sum += (double)a->absmax[i];
     *a->offset = a->offset_in ? *a->offset_in : (float)(sum / (double)blocks);
@@ -167,7 +115,7 @@ int ref_dequantize4(const struct kn_dequantize4 *a)
     if (r)
         return r < 0 ? r : 0;
     if (a->absmax_q)
-        dynamic_map(map);
+        kn_dynamic_map(map);
     for (int64_t i = 0; i < a->n; i++) {
         const int64_t b = i / BLOCK;
         const uint8_t code = i % 2 == 0 ? a->packed[i / 2] >> 4 : a->packed[i / 2] & 15;

@@ -106,7 +106,7 @@ static double product_rate(const struct device *d, int64_t n, int rounds)
     if (!host)
         return 0;
     for (int64_t i = 0; i < n * n; i += 4) { /* never zeros: they are faster */
-        const struct rng_block b = rng_philox(22, (uint64_t)i, 0);
+        const struct kn_philox b = rng_philox(22, (uint64_t)i, 0);
         for (int k = 0; k < 4; k++)
             host[i + k] = bf16_from_f32((float)(int32_t)b.v[k] * 0x1p-31f);
     }

@@ -84,7 +84,7 @@ static size_t elements(const struct tensor *t)
 static void fill_pool(bf16 *pool)
 {
     for (uint64_t i = 0; i < POOL; i += 2) {
-        const struct rng_block b = rng_philox(20, i, 0);
+        const struct kn_philox b = rng_philox(20, i, 0);
         for (int k = 0; k < 2; k++) {
             const uint32_t x = b.v[2 * k], y = b.v[2 * k + 1];
             const double sum = (double)(x & 0xffff) + (x >> 16) + (y & 0xffff) + (y >> 16);

@@ -15,6 +15,7 @@ void linear_weight(struct kit *k, const struct linear_case *c, struct kn_weight 
                                .k = c->k,
                                .quant = c->quant,
                                .double_quant = c->double_quant,
+                               .per_use = c->per_use,
                                .load_dtype = c->load_dtype,
                                .no_backward = c->no_dx};
 

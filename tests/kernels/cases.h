@@ -14,7 +14,7 @@ struct linear_case {
     bool bias, residual, add_dx, no_dx, y_float, b_zero;
     float dropout;
     enum kn_quant quant;
-    bool double_quant;
+    bool double_quant, per_use;
     enum kn_dtype load_dtype;
     int64_t row0; /* rows are numbers row0 .. row0 + m of an endless matrix          */
 };

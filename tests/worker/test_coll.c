@@ -98,7 +98,7 @@ static void fill(struct rank *me, uint32_t r, size_t nf, size_t nd, bool integer
     me->f = malloc((nf + 1) * sizeof *me->f);
     me->d = malloc((nd + 1) * sizeof *me->d);
     for (size_t i = 0; i < nf + nd; i++) {
-        const struct rng_block b = rng_at(7, RNG_SHUFFLE, r, i);
+        const struct kn_philox b = rng_at(7, RNG_SHUFFLE, r, i);
         double x = integers ? (double)(b.v[0] % 201) - 100 : (double)(int32_t)b.v[0];
         if (!integers)
             for (uint32_t k = 0; k < b.v[1] % 40; k++)

@@ -170,7 +170,7 @@ static void run_gang(struct world *w, uint32_t ranks, const char *backend, int64
 /* Value i of rank r: floats of many magnitudes, zeros of both signs. */
 static double value(uint32_t r, size_t i)
 {
-    const struct rng_block b = rng_at(11, RNG_SHUFFLE, r, i);
+    const struct kn_philox b = rng_at(11, RNG_SHUFFLE, r, i);
     double x = (double)(int32_t)b.v[0];
 
     if (b.v[2] % 64 == 0)

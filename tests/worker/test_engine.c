@@ -67,7 +67,7 @@ static void data_make(struct data *d, int32_t vocab, int n, int longest)
     *d = (struct data){0};
     for (int i = 0; i < n; i++) {
         struct example *e = &d->e[i];
-        const struct rng_block r = rng_philox(5, (uint64_t)i, 1);
+        const struct kn_philox r = rng_philox(5, (uint64_t)i, 1);
         e->ordinal = (uint64_t)i * 3 + 1;
         e->n_prompt = 1 + (int32_t)(r.v[0] % (uint32_t)longest);
         e->n_reply[0] = 1 + (int32_t)(r.v[1] % (uint32_t)longest);
@@ -328,7 +328,7 @@ static void invariance(const struct rig_opts *base, int packs)
                     run_packed(&g, &d, &d.p[i], 1, 1, false, a, false, &want[mode]);
             }
             for (int k = 0; k < packs; k++) {
-                const struct rng_block r = rng_philox(11, (uint64_t)k, (uint64_t)mode);
+                const struct kn_philox r = rng_philox(11, (uint64_t)k, (uint64_t)mode);
                 const struct example *order[EXAMPLES];
                 memcpy(order, d.p, sizeof order);
                 for (int i = EXAMPLES - 1; i > 0; i--) {

@@ -66,7 +66,7 @@ static void test_doubles_round_trip(void **state)
 {
     (void)state;
     for (uint64_t i = 0; i < 20000; i++) {
-        const struct rng_block b = rng_at(3, RNG_SHUFFLE, 0, i);
+        const struct kn_philox b = rng_at(3, RNG_SHUFFLE, 0, i);
         struct spool_row row = row_of(SPOOL_TRAIN, (int64_t)i, 0), back;
         char line[SPOOL_LINE_BYTES];
         uint64_t bits = (uint64_t)b.v[0] << 32 | b.v[1];

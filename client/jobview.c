@@ -76,6 +76,37 @@ double jobview_seconds(const json_t *job, int64_t now_ms)
     return to > from ? (double)(to - from) / 1000 : 0;
 }
 
+/* A UUID by its first 12 bytes, which also name it to alignd. */
+const char *jobview_device(const char *name, format_buf b)
+{
+    const bool uuid = strncmp(name, "GPU-", 4) == 0 || strncmp(name, "MIG-", 4) == 0;
+    (void)snprintf(b, sizeof(format_buf), "%.*s", uuid ? 12 : FORMAT_ROOM - 1, name);
+    return b;
+}
+
+const char *jobview_gpu(const json_t *gpu, char *buf, size_t room)
+{
+    const json_t *used = json_object_get(gpu, "memory_used"),
+                 *total = json_object_get(gpu, "memory_total"),
+                 *load = json_object_get(gpu, "utilisation"),
+                 *heat = json_object_get(gpu, "temperature");
+    format_buf name;
+    size_t n = (size_t)snprintf(buf, room, "rank %lld  %s", (long long)jobview_int(gpu, "rank"),
+                                jobview_device(jobview_text(gpu, "device"), name));
+    if (json_is_number(load) && n < room)
+        n += (size_t)snprintf(buf + n, room - n, "  util %3lld %%",
+                              (long long)json_integer_value(load));
+    if (json_is_number(used) && json_is_number(total) && n < room)
+        n += (size_t)snprintf(buf + n, room - n, "  mem %.1f/%.1f GiB",
+                              json_number_value(used) / (1 << 30),
+                              json_number_value(total) / (1 << 30));
+    if (json_is_number(heat) && n < room)
+        n += (size_t)snprintf(buf + n, room - n, "  %lld C", (long long)json_integer_value(heat));
+    if (*jobview_text(gpu, "name") && n < room)
+        (void)snprintf(buf + n, room - n, "  %s", jobview_text(gpu, "name"));
+    return buf;
+}
+
 const char *jobview_devices(const json_t *job, char *buf, size_t room)
 {
     const json_t *names = json_object_get(job, "device_names");
@@ -85,7 +116,9 @@ const char *jobview_devices(const json_t *job, char *buf, size_t room)
         (void)snprintf(buf, room, "%lld", (long long)jobview_int(job, "devices"));
     for (size_t i = 0; i < n && used < room; i++) {
         const char *s = json_string_value(json_array_get(names, i));
-        used += (size_t)snprintf(buf + used, room - used, "%s%s", i ? "," : "", s ? s : "?");
+        format_buf b;
+        used += (size_t)snprintf(buf + used, room - used, "%s%s", i ? "," : "",
+                                 jobview_device(s ? s : "?", b));
     }
     return buf;
 }

@@ -130,6 +130,22 @@ static void values(const struct screen *s, struct buf *out, size_t *left)
     }
 }
 
+/* The GPUs of the gang, a line per rank; of many as many as leave room for the curve. */
+static void gpus(const struct screen *s, struct buf *out, size_t *left)
+{
+    const json_t *list = json_object_get(s->job, "gpus");
+    const size_t n = json_array_size(list), room = *left > MIN_PLOT + 4 ? *left - MIN_PLOT - 4 : 0;
+    char text[512];
+
+    for (size_t i = 0; i < n && i < room; i++) {
+        if (i + 1 == room && i + 1 < n)
+            (void)snprintf(text, sizeof text, "and %zu GPUs more", n - i);
+        else
+            (void)jobview_gpu(json_array_get(list, i), text, sizeof text);
+        line(s, out, left, text);
+    }
+}
+
 static void draw_plot(const struct screen *s, struct buf *out, size_t *left)
 {
     const struct curve *c = s->curve;
@@ -182,6 +198,7 @@ void screen_draw(const struct screen *s, struct buf *out)
         tell_lost(s, out, &left);
     progress(s, out, &left);
     values(s, out, &left);
+    gpus(s, out, &left);
     if (left > 1) {
         left--; /* for the last line */
         draw_plot(s, out, &left);

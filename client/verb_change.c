@@ -154,5 +154,5 @@ const struct cli_verb verb_change[] = {
     {"hold", "ID [--key HEX]", "a pending job does not start before its release", verb_hold_on},
     {"release", "ID [--key HEX]", "lifts a hold", verb_hold_off},
     {"drain", "DEVICE", "gives a device out no more", verb_drain_on},
-    {"undrain", "DEVICE", "gives a device out again", verb_drain_off},
+    {"undrain", "DEVICE", "gives a device out again; lifts a GPU's fence", verb_drain_off},
     {NULL, NULL, NULL, NULL}};

@@ -258,28 +258,73 @@ static int verb_show(struct cli *cli, int argc, char **argv)
     return r;
 }
 
+static void memory_cell(struct table *t, const json_t *d)
+{
+    const json_t *used = json_object_get(d, "memory_used"),
+                 *total = json_object_get(d, "memory_total");
+    if (json_is_number(used) && json_is_number(total))
+        table_cell(t, "%.1f/%.1f GiB", json_number_value(used) / (1 << 30),
+                   json_number_value(total) / (1 << 30));
+    else
+        table_cell(t, "-");
+}
+
+static void number_cell(struct table *t, const json_t *v, const char *unit)
+{
+    if (json_is_number(v))
+        table_cell(t, "%lld %s", (long long)json_integer_value(v), unit);
+    else
+        table_cell(t, "-");
+}
+
+static void device_row(struct table *t, const json_t *d, bool gpus)
+{
+    const char *reason = jobview_text(d, "reason"), *note = jobview_text(d, "note");
+    long long job = jobview_int(d, "job");
+    format_buf id;
+
+    table_cell(t, "%s", jobview_device(jobview_text(d, "device"), id));
+    table_cell(t, "%s", jobview_text(d, "type"));
+    if (gpus)
+        table_cell(t, "%s", *jobview_text(d, "name") ? jobview_text(d, "name") : "-");
+    table_cell(t, "%s", jobview_text(d, "state"));
+    if (job)
+        table_cell(t, "%lld", job);
+    else
+        table_cell(t, "-");
+    table_cell(t, "%s", *jobview_text(d, "user") ? jobview_text(d, "user") : "-");
+    if (gpus) {
+        memory_cell(t, d);
+        number_cell(t, json_object_get(d, "utilisation"), "%");
+        number_cell(t, json_object_get(d, "temperature"), "C");
+    }
+    table_cell(t, "%s%s%s", reason, *reason && *note ? "; " : "", note);
+}
+
+static bool any_gpu(const json_t *list)
+{
+    for (size_t i = 0; i < json_array_size(list); i++)
+        if (strcmp(jobview_text(json_array_get(list, i), "type"), "gpu") == 0)
+            return true;
+    return false;
+}
+
 static int print_devices(struct cli *cli, const json_t *list)
 {
-    static const struct table_column columns[] = {{"DEVICE", false, 0},
-                                                  {"TYPE", false, 0},
-                                                  {"STATE", false, 0},
-                                                  {"JOBID", true, 0},
-                                                  {"NOTE", false, 0}};
-    struct table *t = table_new(columns, sizeof columns / sizeof columns[0]);
+    static const struct table_column with_gpus[] = {
+        {"ID", false, 0},  {"TYPE", false, 0},  {"NAME", false, 24}, {"STATE", false, 0},
+        {"JOB", true, 0},  {"USER", false, 16}, {"MEMORY", true, 0}, {"UTIL", true, 0},
+        {"TEMP", true, 0}, {"REASON", false, 0}};
+    static const struct table_column without[] = {{"ID", false, 0},    {"TYPE", false, 0},
+                                                  {"STATE", false, 0}, {"JOB", true, 0},
+                                                  {"USER", false, 16}, {"REASON", false, 0}};
+    const bool gpus = any_gpu(list);
+    struct table *t = gpus ? table_new(with_gpus, sizeof with_gpus / sizeof with_gpus[0])
+                           : table_new(without, sizeof without / sizeof without[0]);
     if (!t)
         return err_set(&cli->err, CLI_ERROR, "out of memory");
-    for (size_t i = 0; i < json_array_size(list); i++) {
-        const json_t *d = json_array_get(list, i);
-        long long job = jobview_int(d, "job");
-        table_cell(t, "%s", jobview_text(d, "device"));
-        table_cell(t, "%s", jobview_text(d, "type"));
-        table_cell(t, "%s", jobview_text(d, "state"));
-        if (job)
-            table_cell(t, "%lld", job);
-        else
-            table_cell(t, "-");
-        table_cell(t, "%s", jobview_text(d, "note"));
-    }
+    for (size_t i = 0; i < json_array_size(list); i++)
+        device_row(t, json_array_get(list, i), gpus);
     int r = table_print(t, cli->out);
     table_free(t);
     return r < 0 ? err_set(&cli->err, CLI_ERROR, "out of memory") : CLI_OK;

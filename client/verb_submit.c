@@ -165,6 +165,13 @@ static int verb_rerun(struct cli *cli, int argc, char **argv)
     return r == CLI_OK ? follow_up(cli, &s) : r;
 }
 
+/* device_type: auto: alignd has settled it when the job was submitted. */
+static bool left_open(const char *key, const json_t *now)
+{
+    const char *text = json_string_value(now);
+    return strcmp(key, "device_type") == 0 && text && strcmp(text, "auto") == 0;
+}
+
 /* What alignd has given a job stays with it: another value would be ignored. */
 static int kept(struct cli *cli, const struct submit *s)
 {
@@ -195,7 +202,8 @@ static int kept(struct cli *cli, const struct submit *s)
     const json_t *a = json_object_get(was, "values"), *b = json_object_get(now, "values");
     int r = CLI_OK;
     for (size_t i = 0; a && b && r == CLI_OK && i < sizeof keys / sizeof keys[0]; i++)
-        if (!json_equal(json_object_get(a, keys[i]), json_object_get(b, keys[i])))
+        if (!json_equal(json_object_get(a, keys[i]), json_object_get(b, keys[i])) &&
+            !left_open(keys[i], json_object_get(b, keys[i])))
             r = err_set(&cli->err, CLI_REFUSED,
                         "%s: a resumed job keeps it; alignctl rerun makes a new job", keys[i]);
     json_decref(was);

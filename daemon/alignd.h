@@ -7,6 +7,7 @@
  *   reads.c    answers that need the disk, in the thread pool
  *   recalls.c  requests about what only the store still knows
  *   gangs.c    launcher calls in the thread pool, one at a time per gang
+ *   gpus.c     GPUs: what NVML says of them, told to the core
  *   loop.c     timers, signals, start and end
  *
  * Everything here belongs to the loop's thread unless it says otherwise. */
@@ -30,6 +31,7 @@ enum alignd_socket { SOCKET_CONTROL, SOCKET_WATCH, SOCKET_WORKER, SOCKETS };
 struct batch;
 struct feed;
 struct gang;
+struct gpus;
 struct held;
 struct request;
 
@@ -42,7 +44,6 @@ struct alignd {
     struct launch launch;
     uint8_t boot_id[EVENT_BOOT_BYTES];
     int threads_per_device;
-    int gpus_seen;
 
     /* effects.c */
     struct batch *open, *flying, *retrying;
@@ -64,6 +65,7 @@ struct alignd {
     struct held *held;  /* held.c: all of them, newest first */
     struct feed *feeds; /* feed.c */
     struct gang *gangs; /* gangs.c */
+    struct gpus *gpus;  /* gpus.c */
 
     /* loop.c */
     uv_timer_t tick;
@@ -148,6 +150,7 @@ struct held {
     uint64_t job;
     uint32_t attempt, rank;
     uint64_t since, rev, offset; /* offset: LOG                                       */
+    uint64_t sample;             /* JOB: of its GPUs, the newest known                */
     int64_t until_ns;
     bool ask_newest; /* LOG: attempt 0 was asked for                                  */
     char *key;       /* RDV                                                           */
@@ -225,6 +228,10 @@ struct gangs_log {
 };
 struct gangs_log *gangs_log(struct alignd *a, uint64_t job, uint32_t attempt, uint32_t rank);
 bool gangs_use_device(const struct alignd *a, const char *name);
+/* It is the session of a gang's processes. */
+bool gangs_session(const struct alignd *a, pid_t session);
+/* A process on the device cannot be killed. */
+bool gangs_fence(const struct alignd *a, const char *name);
 bool gangs_busy(const struct alignd *a);
 void gangs_close(struct alignd *a); /* gangs stay; not while busy */
 

@@ -172,8 +172,9 @@ static int device_type(const struct core *c, const struct event_submit *s, char 
     const uint32_t all = place_count(c->device, c->n_devices, type).all;
     if (s->devices <= all)
         return type;
-    (void)snprintf(text, size, "the job wants %u %s devices; this alignd has %u", s->devices,
-                   names[type], all);
+    const bool more = type == JOB_GPU && s->no_gpus && *s->no_gpus;
+    (void)snprintf(text, size, "the job wants %u %s devices; this alignd has %u%s%s", s->devices,
+                   names[type], all, more ? ". " : "", more ? s->no_gpus : "");
     return 0;
 }
 
@@ -199,7 +200,7 @@ static const char *malformed(const struct event_submit *s)
 static void on_submit(struct core *c, const struct event *ev, struct effects *fx)
 {
     const struct event_submit *s = &ev->submit;
-    char dir[LIMIT_PATH], text[256];
+    char dir[LIMIT_PATH], text[512];
     const char *wrong = malformed(s);
     int type = 0;
 

@@ -350,7 +350,7 @@ static void gang_lost(struct core *c, struct core_live *l, const char *error, st
     }
     const bool blame = gang_faulted(c, l);
     const struct verdict v =
-        blame && !j->published ? fault_verdict(j) : lost_verdict(j, JOB_REASON_GANG_LOST);
+        blame && j->want == JOB_WANT_RUN ? fault_verdict(j) : lost_verdict(j, JOB_REASON_GANG_LOST);
     if (v.job != JOB_COMPLETED && j->want == JOB_WANT_RUN && !(blame && n->error))
         set_error(c, n, error ? error : "the gang is gone and left no exit record");
     end(c, l, v, fx);

@@ -64,6 +64,40 @@ int devices_gpus_seen(void)
     return n;
 }
 
+/* Where kernels/backend.c looks. */
+static bool module_there(const char *worker, const char *backend)
+{
+    static const char *const folders[] = {"", "/../lib/alignd", "/../kernels"};
+    const char *env = getenv("ALIGND_KERNELS");
+    char path[2 * LIMIT_PATH], program[LIMIT_PATH];
+    char *slash;
+
+    if (env && *env) {
+        (void)snprintf(path, sizeof path, "%s/kn_%s.so", env, backend);
+        return access(path, R_OK) == 0;
+    }
+    (void)snprintf(program, sizeof program, "%s", worker);
+    slash = strrchr(program, '/');
+    if (slash)
+        *slash = 0;
+    for (size_t i = 0; i < sizeof folders / sizeof folders[0]; i++) {
+        (void)snprintf(path, sizeof path, "%s%s/kn_%s.so", program, folders[i], backend);
+        if (access(path, R_OK) == 0)
+            return true;
+    }
+    return false;
+}
+
+/* As worker/device.c: tests name another backend. */
+bool devices_gpu_module(const char *worker)
+{
+    const char *told = getenv("ALIGND_BACKEND");
+
+    if (told && *told)
+        return !strcmp(told, "sim") || !strcmp(told, "cuda");
+    return module_there(worker, "cuda");
+}
+
 int devices_prepare(const char *dir, struct err *err)
 {
     struct stat st;

@@ -16,6 +16,8 @@ enum { DEVICES_NAME = 64 };
 int devices_usable_cores(void);
 /* GPUs of NVIDIA's driver: device files, whether or not we can use them. */
 int devices_gpus_seen(void);
+/* The worker will find its module for GPUs. */
+bool devices_gpu_module(const char *worker);
 
 /* Makes the folder (mode 1777) or finds it. -EACCES: it is another's and not sticky. */
 int devices_prepare(const char *dir, struct err *err);

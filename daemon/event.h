@@ -125,6 +125,7 @@ struct event_submit {
     /* Not looked at; copied into FX_SUBMITTED. */
     const void *user_spec, *resolved_spec;
     size_t user_bytes, resolved_bytes;
+    const char *no_gpus; /* for people: why there are none, or fewer; or NULL        */
 };
 
 struct event_resume {

@@ -9,6 +9,7 @@
 
 #include "daemon/alignd.h"
 #include "daemon/devices.h"
+#include "daemon/gpus.h"
 #include "proto/log.h"
 
 enum {
@@ -51,6 +52,7 @@ struct gang {
     uv_poll_t poll; /* the supervisor's pidfd */
     int pidfd;
     pid_t pid;
+    pid_t session;    /* the supervisor's number, also when it is dead; 0: not known */
     uv_timer_t timer; /* look again; SIGTERM */
     int handles;      /* of libuv, still open */
     bool stop_later;
@@ -180,6 +182,8 @@ static void on_poll(uv_poll_t *h, int status, int events)
 /* Takes the descriptor. */
 static void watch(struct gang *g, int pidfd, pid_t pid)
 {
+    if (pid > 0)
+        g->session = pid;
     if (g->polling || pidfd < 0) {
         if (pidfd >= 0 && pidfd != g->pidfd)
             close(pidfd);
@@ -264,6 +268,8 @@ static void after_start(struct gang *g)
         log_info("gang_started", "job=%" PRIu64 " attempt=%u pid=%d%s", g->job, g->attempt,
                  g->r == 0 ? (int)g->new_pid : 0, g->r == 1 ? " (runs already)" : "");
         g->launched = true;
+        if (g->new_pid > 0)
+            g->session = g->new_pid;
         if (g->r == 0 && g->new_pidfd >= 0)
             watch(g, g->new_pidfd, g->new_pid);
         else
@@ -282,7 +288,8 @@ static void fence(struct gang *g, bool on)
         const char *name = g->look.devices[i];
         struct event ev = {.kind = EV_DEVICE};
         ev.device = (struct event_device){
-            .name = name, .type = strncmp(name, "gpu", 3) ? JOB_CPU : JOB_GPU, .fenced = on};
+            .name = name, .type = strncmp(name, "cpu:", 4) ? JOB_GPU : JOB_CPU, .fenced = on};
+        gpus_fill(g->a, &ev.device);
         log_error("device", "device=%s %s", name,
                   on ? "is fenced: a process on it cannot be killed" : "is no longer fenced");
         effects_step(g->a, &ev);
@@ -546,6 +553,23 @@ bool gangs_use_device(const struct alignd *a, const char *name)
     for (const struct gang *g = a->gangs; g; g = g->next)
         for (uint32_t i = 0; i < g->n_devices; i++)
             if (!strcmp(g->devices[i], name))
+                return true;
+    return false;
+}
+
+bool gangs_session(const struct alignd *a, pid_t session)
+{
+    for (const struct gang *g = a->gangs; g; g = g->next)
+        if (g->session == session && session > 0)
+            return true;
+    return false;
+}
+
+bool gangs_fence(const struct alignd *a, const char *name)
+{
+    for (const struct gang *g = a->gangs; g; g = g->next)
+        for (uint32_t i = 0; g->fenced && i < g->look.n_devices; i++)
+            if (!strcmp(g->look.devices[i], name))
                 return true;
     return false;
 }

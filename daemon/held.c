@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "daemon/alignd.h"
+#include "daemon/gpus.h"
 #include "daemon/views.h"
 
 enum {
@@ -93,6 +94,7 @@ static struct buf *job_head(struct alignd *a, const struct job *j)
     b->max = LIMIT_SPEC_BYTES;
     views_job(b, a->core, j, true);
     views_progress(b, j);
+    views_gpus(b, a, j);
     return b;
 }
 
@@ -146,7 +148,7 @@ static bool news_of_job(struct alignd *a, const struct held *h)
     const bool over = j && job_is_over((enum job_state)j->state);
     struct row_page page = {0};
     struct reads_news n = {.job = h->job, .since = h->since, .rev = h->rev};
-    bool rows, fed = true;
+    bool rows, fed = true, state;
     uint64_t last = h->since, version;
     const char *attempts;
 
@@ -154,21 +156,22 @@ static bool news_of_job(struct alignd *a, const struct held *h)
         server_error(a, h->request, MSG_NOT_FOUND, "the job is gone");
         return true;
     }
+    state = j->rev > h->rev || gpus_news(a, j->id, j->attempt, h->sample);
     rows = durable ? durable > h->since : j->seq > h->since && effects_clean(a);
     if (rows)
         fed = feed_rows(a, h->job, h->since, &page, &last);
-    if (rows && fed && !(j->rev > h->rev && effects_clean(a))) {
+    if (rows && fed && !(state && effects_clean(a))) {
         send_rows(a, h, &page, last, false);
         row_page_fini(&page);
         return true;
     }
-    if (!rows && j->rev <= h->rev) {
+    if (!rows && !state) {
         if (over && h->since >= j->seq)
             send_rows(a, h, &page, last, true);
         return over && h->since >= j->seq;
     }
     attempts = feed_attempts(a, h->job, &version);
-    if (fed && attempts && j->rev > h->rev) {
+    if (fed && attempts && state) {
         send_news(a, h, j, &page, last, attempts);
         row_page_fini(&page);
         return true;
@@ -179,7 +182,7 @@ static bool news_of_job(struct alignd *a, const struct held *h)
     n.rows = fed ? &page : NULL;
     if (!fed)
         row_page_fini(&page);
-    if (j->rev > h->rev) {
+    if (state) {
         n.rev = j->rev;
         n.head = job_head(a, j);
     }

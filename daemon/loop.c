@@ -14,6 +14,7 @@
 
 #include "daemon/alignd.h"
 #include "daemon/devices.h"
+#include "daemon/gpus.h"
 #include "proto/log.h"
 #include "proto/proc.h"
 #include "proto/sha256.h"
@@ -160,6 +161,7 @@ void loop_device_is_foreign(struct alignd *a, const char *name)
         log_info("device", "device=%s is in use by another program", name);
         tell_device(a, i);
     }
+    gpus_locked(a, name);
 }
 
 /* Another alignd's gang holds a device of ours, or does so no more. */
@@ -225,6 +227,7 @@ static void on_tick(uv_timer_t *t)
     held_expire(a);
     held_look(a);
     gangs_tick(a);
+    gpus_tick(a);
     a->ticks++;
     if (a->ticks % FILE_TICKS == 0) {
         look_at_store(a);
@@ -343,6 +346,8 @@ static int reconcile(struct alignd *a, struct err *err)
     }
     r = gangs_reconcile(a, err);
     if (r == 0)
+        gpus_tell(a);
+    if (r == 0)
         effects_step(a, &(struct event){.kind = EV_RECONCILED});
     return r;
 }
@@ -388,7 +393,6 @@ static int start(struct alignd *a, struct err *err)
     int r;
 
     proc_boot_bytes(a->boot_id);
-    a->gpus_seen = devices_gpus_seen();
     if (a->config->cpu_slots == 0)
         a->config->cpu_slots =
             devices_usable_cores() < CONFIG_SLOTS_MAX ? devices_usable_cores() : CONFIG_SLOTS_MAX;
@@ -409,6 +413,8 @@ static int start(struct alignd *a, struct err *err)
     start_timers(a);
     r = effects_open(a);
     if (r == 0)
+        r = gpus_open(a);
+    if (r == 0)
         r = reconcile(a, err);
     if (r == 0)
         r = server_open(a, err);
@@ -426,6 +432,7 @@ static void finish(struct alignd *a)
     held_close(a);
     feed_close(a);
     gangs_close(a);
+    gpus_close(a);
     core_free(a->core);
     reads_close();
     store_close(a->store);
@@ -451,9 +458,6 @@ int loop_run(struct config *config, struct err *err)
         log_info("ready", "host=%s store=%s jobs=%zu cpu_slots=%d threads_per_device=%d worker=%s",
                  a->urls[SOCKET_CONTROL], store_uuid(a->store), core_n_jobs(a->core),
                  config->cpu_slots, a->threads_per_device, config->worker);
-        if (a->gpus_seen > 0)
-            log_info("devices", "This build trains on the CPU only; %d GPUs seen, not used",
-                     a->gpus_seen);
         uv_run(a->loop, UV_RUN_DEFAULT);
         r = a->exit_code;
     }

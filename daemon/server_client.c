@@ -7,7 +7,10 @@
 #include <string.h>
 #include <unistd.h>
 
+#include <jansson.h>
+
 #include "daemon/alignd.h"
+#include "daemon/gpus.h"
 #include "daemon/server_handlers.h"
 #include "daemon/views.h"
 #include "proto/sha256.h"
@@ -67,6 +70,26 @@ static bool spec_like(const char *text)
     return text[0] == '{' && text[strlen(text) - 1] == '}';
 }
 
+/* The resolved spec with what `auto` comes to on this machine, to be freed; NULL: as it
+ * is (also when it cannot be read: the worker will say so). */
+static char *settle(const char *resolved, int type)
+{
+    json_t *o = json_loads(resolved, JSON_REJECT_DUPLICATES, NULL);
+    json_t *values = json_object_get(o, "values");
+    const char *device = json_string_value(json_object_get(values, "device_type"));
+    const char *bf16 = json_string_value(json_object_get(values, "bf16"));
+    char *text = NULL;
+
+    if (device && !strcmp(device, "auto")) {
+        json_object_set_new(values, "device_type", json_string(type == JOB_GPU ? "gpu" : "cpu"));
+        if (bf16 && !strcmp(bf16, "auto"))
+            json_object_set_new(values, "bf16", json_boolean(type == JOB_GPU));
+        text = json_dumps(o, JSON_COMPACT | JSON_REAL_PRECISION(17));
+    }
+    json_decref(o);
+    return text;
+}
+
 void server_client_submit(struct alignd *a, uint64_t handle, struct msg *m)
 {
     const struct msg_submit *s = &m->submit;
@@ -78,6 +101,7 @@ void server_client_submit(struct alignd *a, uint64_t handle, struct msg *m)
                : !strcmp(s->device_type, "auto") ? 0
                                                  : -1;
     const uint64_t before_job = before ? before->job.id : 0;
+    char *settled = NULL;
 
     if (type < 0 || s->devices < 1 || !*s->name || s->output_dir[0] != '/' ||
         !spec_like(s->user_spec) || !spec_like(s->resolved) || s->steps > INT64_MAX) {
@@ -85,6 +109,10 @@ void server_client_submit(struct alignd *a, uint64_t handle, struct msg *m)
                      "submit: name, specs (JSON objects), an absolute output_dir, devices >= 1 and "
                      "device_type auto, gpu or cpu are needed");
         return;
+    }
+    if (type == 0) {
+        type = core_n_devices_of(a->core, JOB_GPU) ? JOB_GPU : JOB_CPU;
+        settled = settle(s->resolved, type);
     }
     ev.submit = (struct event_submit){.name = s->name,
                                       .method = s->method,
@@ -95,13 +123,15 @@ void server_client_submit(struct alignd *a, uint64_t handle, struct msg *m)
                                       .steps = (int64_t)s->steps,
                                       .held = s->hold,
                                       .user_spec = s->user_spec,
-                                      .resolved_spec = s->resolved,
-                                      .user_bytes = strlen(s->user_spec),
-                                      .resolved_bytes = strlen(s->resolved)};
+                                      .resolved_spec = settled ? settled : s->resolved,
+                                      .user_bytes = strlen(s->user_spec)};
+    ev.submit.resolved_bytes = strlen(ev.submit.resolved_spec);
+    ev.submit.no_gpus = gpus_note(a);
     step(a, handle, m, &ev);
     made = effects_submitted(a);
     if (made && made->job.id != before_job)
         made->spec.overwrite = s->overwrite;
+    free(settled);
 }
 
 void server_client_cancel(struct alignd *a, uint64_t handle, struct msg *m)
@@ -118,20 +148,24 @@ void server_client_resume(struct alignd *a, uint64_t handle, struct msg *m)
     const struct msg_resume *s = &m->resume;
     struct event ev = {.kind = EV_RESUME};
     const bool specs = *s->user_spec || *s->resolved;
+    const struct job *j = core_job(a->core, s->job);
+    char *settled = specs && j ? settle(s->resolved, j->type) : NULL;
 
     if ((specs && (!spec_like(s->user_spec) || !spec_like(s->resolved))) || s->steps > INT64_MAX) {
         server_error(a, handle, MSG_INVALID, "resume: both specs (JSON objects) or none");
+        free(settled);
         return;
     }
     ev.resume.job = s->job;
     ev.resume.steps = (int64_t)s->steps;
     if (specs) {
         ev.resume.user_spec = s->user_spec;
-        ev.resume.resolved_spec = s->resolved;
+        ev.resume.resolved_spec = settled ? settled : s->resolved;
         ev.resume.user_bytes = strlen(s->user_spec);
-        ev.resume.resolved_bytes = strlen(s->resolved);
+        ev.resume.resolved_bytes = strlen(ev.resume.resolved_spec);
     }
     step(a, handle, m, &ev);
+    free(settled);
 }
 
 void server_client_hold(struct alignd *a, uint64_t handle, struct msg *m)
@@ -178,9 +212,8 @@ void server_client_hello(struct alignd *a, uint64_t handle, struct msg *m)
     }
     if (strlen(a->config->note) < sizeof a->config->note - 1) /* not cut in a letter */
         snprintf(note, sizeof note, "%s", a->config->note);
-    if (!note[0] && a->gpus_seen > 0)
-        snprintf(note, sizeof note, "This build trains on the CPU only; %d GPU%s seen, not used",
-                 a->gpus_seen, a->gpus_seen == 1 ? "" : "s");
+    if (!note[0])
+        snprintf(note, sizeof note, "%s", gpus_note(a));
     w.welcome =
         (struct msg_welcome){.version = h->v_max < MSG_CLIENT_V_MAX ? h->v_max : MSG_CLIENT_V_MAX,
                              .v_min = MSG_CLIENT_V_MIN,
@@ -328,6 +361,7 @@ void server_client_show(struct alignd *a, uint64_t handle, struct msg *m)
         return;
     views_job(&b, a->core, j, true);
     views_progress(&b, j);
+    views_gpus(&b, a, j);
     reads_show(a, handle, id, &b);
 }
 
@@ -342,7 +376,7 @@ void server_client_devices(struct alignd *a, uint64_t handle, struct msg *m)
     struct buf b = {.max = JSON_BYTES};
 
     (void)m;
-    views_devices(&b, a->core, "");
+    views_devices(&b, a);
     send_json(a, handle, &b, 0);
 }
 
@@ -376,7 +410,8 @@ void server_client_watch_job(struct alignd *a, uint64_t handle, struct msg *m)
                            .request = handle,
                            .job = m->watch_job.job,
                            .since = m->watch_job.since,
-                           .rev = m->watch_job.rev};
+                           .rev = m->watch_job.rev,
+                           .sample = gpus_sample(a)};
 
     if (visible(a, handle, h.job))
         held_watch(a, &h);

@@ -8,6 +8,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "daemon/alignd.h"
+#include "daemon/gpus.h"
 #include "daemon/place.h"
 #include "daemon/store.h"
 
@@ -66,7 +68,7 @@ static void device_names(struct buf *b, const struct core *c, const struct job *
 
 void views_job(struct buf *b, const struct core *c, const struct job *j, bool open)
 {
-    char why[256] = "";
+    char why[512] = "";
     const enum job_reason reason = core_reason(c, j, why, sizeof why);
 
     buf_printf(b, "{\"job\":%" PRIu64 ",\"rev\":%" PRIu64, j->id, j->rev);
@@ -139,9 +141,69 @@ static int by_name(const void *a, const void *b)
     return place_order(p->name, q->name);
 }
 
-void views_devices(struct buf *b, const struct core *c, const char *note)
+static void amount(struct buf *b, const char *key, uint64_t v, bool known)
 {
-    const size_t n = core_n_devices(c);
+    if (known)
+        number(b, key, (int64_t)v);
+    else
+        buf_printf(b, ",\"%s\":null", key);
+}
+
+static void gpu(struct buf *b, const struct nvml_gpu *g)
+{
+    text(b, "name", g->name);
+    text(b, "pci", g->pci);
+    amount(b, "memory_used", g->memory_used, g->memory_used != NVML_UNKNOWN);
+    amount(b, "memory_total", g->memory_total, g->memory_total != NVML_UNKNOWN);
+    amount(b, "utilisation", (uint64_t)g->utilisation, g->utilisation >= 0);
+    amount(b, "temperature", (uint64_t)g->temperature, g->temperature >= 0);
+}
+
+void views_gpus(struct buf *b, const struct alignd *a, const struct job *j)
+{
+    struct core_gang g;
+    bool any = false;
+
+    if (j->type != JOB_GPU || !core_gang(a->core, j->id, j->attempt, &g))
+        return;
+    for (uint32_t i = 0; i < g.n_devices; i++) {
+        const struct nvml_gpu *known = gpus_find(a, g.devices[i]);
+        if (!known)
+            continue;
+        buf_printf(b, "%s{\"rank\":%u,\"device\":", any ? "," : ",\"gpus\":[", i);
+        buf_json(b, g.devices[i]);
+        gpu(b, known);
+        buf_str(b, "}");
+        any = true;
+    }
+    if (any)
+        buf_str(b, "]");
+}
+
+static void device(struct buf *b, const struct alignd *a, const struct core_device *d)
+{
+    const struct nvml_gpu *known = d->type == JOB_GPU ? gpus_find(a, d->name) : NULL;
+    const struct job *j = d->job ? core_job(a->core, d->job) : NULL;
+
+    buf_str(b, "{\"device\":");
+    buf_json(b, d->name);
+    text(b, "type", type_name(d->type));
+    text(b, "state", core_device_state_name(d->state));
+    number(b, "job", (int64_t)d->job);
+    text(b, "user", j ? views_user(j->uid) : "");
+    if (known)
+        gpu(b, known);
+    text(b, "reason", d->reason);
+    text(b, "note",
+         d->drained && d->state == CORE_DEVICE_USED
+             ? "drained: given out no more once its job is over"
+             : "");
+    buf_str(b, "}");
+}
+
+void views_devices(struct buf *b, const struct alignd *a)
+{
+    const size_t n = core_n_devices(a->core);
     struct core_device *all = calloc(n ? n : 1, sizeof(*all));
 
     if (!all) {
@@ -149,21 +211,12 @@ void views_devices(struct buf *b, const struct core *c, const char *note)
         return;
     }
     for (size_t i = 0; i < n; i++)
-        core_device_at(c, i, &all[i]);
+        core_device_at(a->core, i, &all[i]);
     qsort(all, n, sizeof(*all), by_name);
     buf_str(b, "[");
     for (size_t i = 0; i < n; i++) {
-        const struct core_device d = all[i];
-        buf_str(b, i ? ",{\"device\":" : "{\"device\":");
-        buf_json(b, d.name);
-        text(b, "type", type_name(d.type));
-        text(b, "state", core_device_state_name(d.state));
-        number(b, "job", (int64_t)d.job);
-        if (d.drained && d.state == CORE_DEVICE_USED)
-            text(b, "note", "drained: given out no more once its job is over");
-        else
-            text(b, "note", i == 0 ? note : "");
-        buf_str(b, "}");
+        buf_str(b, i ? "," : "");
+        device(b, a, &all[i]);
     }
     buf_str(b, "]");
     free(all);

@@ -6,6 +6,8 @@
 #include "daemon/core.h"
 #include "proto/buf.h"
 
+struct alignd;
+
 /* Called for the name of a uid; the result must live until the next call. */
 const char *views_user(uint32_t uid);
 
@@ -15,6 +17,8 @@ void views_job(struct buf *b, const struct core *c, const struct job *j, bool op
 void views_progress(struct buf *b, const struct job *j);
 /* ,"attempts":[...] from what store_read_attempts() made, `step` in its place. */
 void views_attempts(struct buf *b, const char *text, int64_t step);
-void views_devices(struct buf *b, const struct core *c, const char *note);
+/* ,"gpus":[...] of a job that has GPUs, one per rank; else nothing. */
+void views_gpus(struct buf *b, const struct alignd *a, const struct job *j);
+void views_devices(struct buf *b, const struct alignd *a);
 
 #endif

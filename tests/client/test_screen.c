@@ -125,7 +125,18 @@ static void test_words(void **state)
     json_t *j = job("RUNNING", 100);
     struct screen s = {.job = j, .curve = &c, .columns = 120, .rows = 30, .connected = true};
     screen_draw(&s, &b);
+    json_object_set_new(j, "gpus",
+                        json_pack("[{s:i,s:s,s:s,s:I,s:I,s:i,s:i},{s:i,s:s,s:s,s:n}]", "rank", 0,
+                                  "device", "GPU-8f3aabcd-1111", "name", "NVIDIA H100",
+                                  "memory_used", (json_int_t)50 << 30, "memory_total",
+                                  (json_int_t)80 << 30, "utilisation", 98, "temperature", 71,
+                                  "rank", 1, "device", "GPU-00000000", "name", "", "temperature"));
+    buf_clear(&b);
+    screen_draw(&s, &b);
     static const char *const words[] = {"job 7 harmless-dpo",
+                                        "rank 0  GPU-8f3aabcd  util  98 %  mem 50.0/80.0 GiB  71 C "
+                                        " NVIDIA H100",
+                                        "rank 1  GPU-00000000\n",
                                         "50/100",
                                         "50 %",
                                         "ETA 50 s",

@@ -157,7 +157,13 @@ static void answer(struct script *s, struct wire_req *r)
             m.json.text = q->type == MSG_T_show ? JOB_TEXT("RUNNING", "")
                           : q->type == MSG_T_devices
                               ? "[{\"device\":\"cpu:0\",\"type\":\"cpu\","
-                                "\"state\":\"FREE\",\"job\":0,\"note\":\"\"}]"
+                                "\"state\":\"FREE\",\"job\":0,\"note\":\"\"},"
+                                "{\"device\":\"GPU-8f3aabcd-1111\",\"type\":\"gpu\","
+                                "\"name\":\"NVIDIA H100\",\"state\":\"USED\",\"job\":7,"
+                                "\"user\":\"ann\",\"memory_used\":53687091200,"
+                                "\"memory_total\":85899345920,\"utilisation\":98,"
+                                "\"temperature\":71,\"reason\":\"it is warm\","
+                                "\"note\":\"drained\"}]"
                               : "[" JOB_TEXT("RUNNING", "") "]";
             break;
         case MSG_T_chunk:
@@ -445,7 +451,10 @@ static void test_reading(void **state)
     RUN(&o, "show", "7", "--json");
     EXPECT(&o, CLI_OK, "\"attempt\": 1");
     RUN(&o, "devices");
-    EXPECT(&o, CLI_OK, "cpu:0  cpu  FREE      -");
+    EXPECT(&o, CLI_OK, "cpu:0        cpu  -           FREE    - -                -    -    - ");
+    EXPECT(&o, CLI_OK,
+           "GPU-8f3aabcd gpu  NVIDIA H100 USED    7 ann  50.0/80.0 GiB 98 % 71 C it is warm; "
+           "drained");
     RUN(&o, "logs", "7");
     EXPECT(&o, CLI_OK, "first line\nlast line\n");
     RUN(&o, "logs", "7", "--rank", "9");

@@ -287,15 +287,22 @@ static void pop(struct world *w)
     memmove(w->queue_s, w->queue_s + 1, w->n_queue * sizeof(w->queue_s[0]));
 }
 
-/* A job that was told to stop has a worker that was told. */
+/* A job that was told to stop has a worker that was told, and so has one on a device
+ * that failed. */
 static void check_told(struct world *w)
 {
     for (unsigned i = 0; i < w->n_gangs; i++) {
         const struct world_gang *g = &w->gang[i];
         const struct job *j = g->job <= DISK_JOBS ? &w->disk.job[g->job].row : NULL;
-        if (j && (g->sup || g->spawned) && !g->drain && j->attempt == g->attempt &&
-            j->want != JOB_WANT_RUN && job_has_gang(j->state) && !g->told && !g->has_exit)
+        if (!j || !(g->sup || g->spawned) || g->drain || j->attempt != g->attempt ||
+            !job_has_gang(j->state) || g->told || g->has_exit)
+            continue;
+        if (j->want != JOB_WANT_RUN)
             fail_msg("job %llu is to stop, but nobody told its gang", ID(g->job));
+        for (unsigned d = 0; d < g->n_devices; d++)
+            if (world_device_fault(w, world_device(g->device[d])))
+                fail_msg("job %llu trains on %s, which is faulty", ID(g->job),
+                         world_device(g->device[d]));
     }
 }
 

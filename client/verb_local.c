@@ -44,6 +44,15 @@ static int look(struct cli *cli, int argc, char **argv, const struct args_option
     return r == CLI_OK ? jobfile_open(cli, rest[0], sets, f) : r;
 }
 
+/* memory: 3.10 GB of 84.00 GB free: weights ..., as the worker plans a rank's. */
+static void print_memory(struct cli *cli, const json_t *j)
+{
+    const char *text = json_string_value(json_object_get(j, "memory_text"));
+
+    if (text)
+        (void)fprintf(cli->out, "memory per rank: %s\n", text);
+}
+
 static int verb_check(struct cli *cli, int argc, char **argv)
 {
     struct args_sets sets = {.n = 0};
@@ -64,9 +73,11 @@ static int verb_check(struct cli *cli, int argc, char **argv)
         else
             (void)jobfile_tell(cli, &f, j);
         r = as_ours(cli, "--check", status);
-        if (r == CLI_OK && !cli->json && jobfile_resolve_quietly(cli, &f) == CLI_OK)
+        if (r == CLI_OK && !cli->json && jobfile_resolve_quietly(cli, &f) == CLI_OK) {
             (void)fprintf(cli->out, "ok: %s\n",
                           summary_text(f.spec, f.resolved, j, text, sizeof text));
+            print_memory(cli, j);
+        }
     }
     json_decref(j);
     jobfile_fini(&f);
@@ -153,8 +164,10 @@ static int verb_try(struct cli *cli, int argc, char **argv)
         else
             (void)jobfile_tell(cli, &f, j);
         r = as_ours(cli, "try", status);
-        if (r == CLI_OK && !cli->json)
+        if (r == CLI_OK && !cli->json) {
             print_try(cli, j);
+            print_memory(cli, j);
+        }
     }
     json_decref(j);
     jobfile_fini(&f);

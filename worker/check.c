@@ -128,30 +128,60 @@ static void set_data(struct check *c, const struct dataset *d)
     json_object_set_new(c->o, "longest", json_integer(d->longest));
 }
 
-/* What one rank will take, where the backend is there to say how it packs weights. */
-static void set_bytes(struct check *c, const struct model_config *config, const struct plan *plan,
-                      int64_t parameters)
+/* Memory for one rank: of a GPU that nothing else uses, or its share of the host's. */
+static size_t memory_for_rank(const struct check *c)
 {
-    size_t bytes;
+    const size_t driver = (size_t)1 << 30; /* its context and libraries: assumed */
+    struct kn_ctx *ctx = NULL;
+    struct kn_info info = {.mem_free = SIZE_MAX};
 
-    if (c->devices.ops &&
-        trainer_bytes(c->job->spec, c->devices.ops, config, plan, parameters, &bytes) == 0)
-        json_object_set_new(c->o, "plan_bytes", json_integer((json_int_t)bytes));
+    if (c->devices.gpu)
+        return c->devices.v[0].mem_total > 2 * driver ? c->devices.v[0].mem_total - driver
+                                                      : c->devices.v[0].mem_total;
+    if (c->devices.ops->open(&(struct kn_open){.threads = 1, .compute = KN_F32}, &ctx) == 0)
+        (void)c->devices.ops->info(ctx, &info);
+    c->devices.ops->close(ctx);
+    return info.mem_free / (size_t)(c->spec->devices > 0 ? c->spec->devices : 1);
+}
+
+static void set_memory(struct check *c, const struct memory_plan *m)
+{
+    char text[320];
+
+    memory_text(m, text, sizeof text);
+    json_object_set_new(c->o, "plan_bytes", json_integer((json_int_t)m->need));
+    json_object_set_new(c->o, "memory", views_memory(m));
+    json_object_set_new(c->o, "memory_text", json_string(text));
 }
 
 static void set_plan(struct check *c, const struct dataset *d, const struct model_config *config)
 {
+    struct memory_plan memory;
     struct plan plan;
     struct err err;
     int64_t parameters;
 
-    if (plan_make(c->job->spec, d, 0, &plan, &err) < 0 ||
-        lora_count(config, c->job->spec, &parameters, &err) < 0) {
+    if (plan_make(c->spec, d, 0, &plan, &err) < 0 ||
+        lora_count(config, c->spec, &parameters, &err) < 0) {
         problem(c, NULL, err.text);
         return;
     }
     json_object_set_new(c->o, "lora_parameters", json_integer(parameters));
-    set_bytes(c, config, &plan, parameters);
+    if (c->devices.ops) {
+        const struct memory_ask ask = {.spec = c->spec,
+                                       .ops = c->devices.ops,
+                                       .config = config,
+                                       .data = d,
+                                       .params = parameters,
+                                       .gpu = c->devices.gpu,
+                                       .free = memory_for_rank(c)};
+        if (memory_choose(&ask, &memory, &err) < 0) {
+            problem(c, NULL, err.text);
+        } else {
+            plan = memory.plan;
+            set_memory(c, &memory);
+        }
+    }
     json_object_set_new(c->o, "steps", json_integer(plan.steps));
     json_object_set_new(c->o, "epochs", json_real(plan.epochs));
     json_object_set_new(c->o, "warmup_steps", json_integer(plan.warmup));

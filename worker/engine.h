@@ -23,6 +23,13 @@ struct engine_opts {
     struct kn_ctx *ctx;
     const struct model *model; /* borrowed until engine_close                        */
     const struct spec *spec;   /* quantisation, dtypes, lora_r (the largest to come)  */
+    int64_t recompute;         /* layers, from the first on, whose activations the
+                                  backward makes again instead of keeping them: the
+                                  same bits, less memory                            */
+    bool per_use;              /* 4-bit weights are dequantised for each product     */
+    size_t logits_bytes;       /* logits there may be at a time; 0: what a processor's
+                                  cache holds                                       */
+    int64_t params;            /* of the adapter; only for the plan                  */
     int64_t max_tokens;        /* tokens of the largest micro-batch                  */
     int64_t max_head;          /* head rows of the largest micro-batch               */
     int max_seqs;
@@ -35,6 +42,7 @@ struct engine_plan {
     size_t tables;      /* embedding, norms, rotary table                              */
     size_t activations; /* kept from forward to backward                               */
     size_t scratch;     /* used within a pass                                          */
+    size_t context;     /* what the backend itself comes to hold                       */
     size_t total;
     int64_t head_chunk; /* head rows whose logits exist at a time                      */
 };
@@ -52,8 +60,9 @@ struct head_out {
 int head_out_reserve(struct head_out *h, int64_t n);
 void head_out_free(struct head_out *h);
 
-/* Loads, quantises and packs the base and allocates every buffer at once: after
- * this nothing is allocated per step. -ENOMEM says what would fit. */
+/* Loads, quantises and packs the base and allocates every buffer at once: after this
+ * only the backend's own buffers may still grow (engine_plan.context). -ENOMEM: it
+ * does not fit, err has the figures. */
 int engine_open(const struct engine_opts *o, struct engine **ret, struct err *err);
 void engine_close(struct engine *e);
 size_t engine_bytes(const struct engine *e); /* device bytes held                    */

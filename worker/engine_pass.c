@@ -8,31 +8,11 @@
 
 #include "worker/engine_impl.h"
 
-/* One pass; what its steps share. */
-struct pass {
-    struct engine *e;
-    const struct batch *b;
-    const struct adapter *a; /* NULL: off */
-    bool keep;
-    int64_t t;  /* tokens */
-    int64_t kv; /* rows of kvs; 0: keys lie in qkv */
-    struct engine_index ix;
-    struct kn_attn_shape shape;
-    uint64_t drop_seed;
-    float drop_p;
-    struct err *err;
-};
-
 static int failed(const struct pass *p, int r, const char *what, int64_t layer)
 {
     return r < 0 ? err_set(p->err, r, "%s of layer %lld failed: %s", what, (long long)layer,
                            strerror(-r))
                  : r;
-}
-
-static size_t width(const struct engine *e)
-{
-    return e->dtype == KN_F32 ? 4 : 2;
 }
 
 static struct kn_mat mat(const struct engine *e, void *at, int64_t rows, int64_t cols, int64_t ld)
@@ -43,7 +23,7 @@ static struct kn_mat mat(const struct engine *e, void *at, int64_t rows, int64_t
 /* Columns [c0, c0 + cols) of m. */
 static struct kn_mat columns(const struct engine *e, struct kn_mat m, int64_t c0, int64_t cols)
 {
-    m.p = (char *)m.p + (size_t)c0 * width(e);
+    m.p = (char *)m.p + (size_t)c0 * engine_width(e);
     m.cols = cols;
     return m;
 }
@@ -95,13 +75,23 @@ struct linear_at {
     int n_parts;
     const struct kn_weight *w;
     float *s;
+    const struct kn_weight *after_fwd, *after_bwd; /* whose products come next, or NULL  */
 };
+
+/* Weights that are dequantised for each product: the next one's turn begins. */
+static int soon(const struct pass *p, const struct kn_weight *next)
+{
+    return p->e->per_use && next ? p->e->ops->weight_soon(p->e->ctx, next) : 0;
+}
 
 static int linear_fwd(const struct pass *p, const struct linear_at *at, struct kn_mat y,
                       struct kn_mat x, const struct kn_mat *residual)
 {
     struct linear_lora l;
+    const int r = soon(p, at->after_fwd);
 
+    if (r < 0)
+        return r;
     lora_of(p, at->layer, at->first, at->n_parts, &l);
     return p->e->ops->linear_fwd(p->e->ctx, &(struct kn_linear_fwd){
                                                 .y = y,
@@ -113,6 +103,7 @@ static int linear_fwd(const struct pass *p, const struct linear_at *at, struct k
                                                 .s = l.n_segs ? at->s : NULL,
                                                 .s_cols = l.s_cols,
                                                 .dropout = l.dropout,
+                                                .x_room = x.ld - x.cols,
                                             });
 }
 
@@ -133,6 +124,9 @@ static int linear_bwd(const struct pass *p, const struct linear_at *at, struct k
     lora_of(p, at->layer, at->first, at->n_parts, &l);
     if (!dx.p && l.n_segs == 0)
         return 0;
+    const int r = soon(p, at->after_bwd);
+    if (r < 0)
+        return r;
     return p->e->ops->linear_bwd(p->e->ctx, &(struct kn_linear_bwd){
                                                 .dx = dx,
                                                 .dy = dy,
@@ -144,6 +138,7 @@ static int linear_bwd(const struct pass *p, const struct linear_at *at, struct k
                                                 .s_cols = l.s_cols,
                                                 .ds = p->e->ds,
                                                 .dropout = l.dropout,
+                                                .dy_room = dy.ld - dy.cols,
                                             });
 }
 
@@ -178,6 +173,9 @@ static void layer_at(const struct pass *p, int64_t l, struct at_layer *m)
     const struct engine *e = p->e;
     const struct engine_kept *k = &e->kept[p->keep ? l : 0];
     const int64_t t = p->t, d = e->c.hidden, f = e->c.intermediate;
+    const struct engine_layer *w = &e->layers[l], *down = l > 0 ? w - 1 : NULL;
+    const struct kn_weight *above = l + 1 < e->c.layers ? w[1].qkv : NULL;
+    const struct kn_weight *below = !down ? NULL : l - 1 < e->recompute ? down->qkv : down->down;
     void *x = k->x, *next = l + 1 < e->c.layers ? e->kept[l + 1].x : e->x_out;
 
     if (!p->keep) {
@@ -185,20 +183,20 @@ static void layer_at(const struct pass *p, int64_t l, struct at_layer *m)
         next = (e->c.layers - l) % 2 ? e->x_out : k->x;
     }
     *m = (struct at_layer){
-        .w = &e->layers[l],
+        .w = w,
         .k = k,
         .x = mat(e, x, t, d, e->ld_d),
         .x_next = mat(e, next, t, d, e->ld_d),
         .qkv = mat(e, k->qkv, t, e->q + 2 * e->kv, e->ld_qkv),
-        .o = mat(e, k->o, t, e->q, e->ld_q),
+        .o = mat(e, k->o, t, e->q, e->ld_o),
         .x_mid = mat(e, k->x_mid, t, d, e->ld_d),
         .gu = mat(e, k->gu, t, 2 * f, e->ld_gu),
-        .h = mat(e, e->h, t, d, e->ld_d),
+        .h = mat(e, e->h, t, d, e->ld_h),
         .y = mat(e, e->y, t, f, e->ld_f),
-        .qkv_at = {l, LORA_Q, 3, e->layers[l].qkv, k->s_qkv},
-        .o_at = {l, LORA_O, 1, e->layers[l].o, k->s_o},
-        .gu_at = {l, LORA_GATE, 2, e->layers[l].gu, k->s_gu},
-        .down_at = {l, LORA_DOWN, 1, e->layers[l].down, k->s_down},
+        .qkv_at = {l, LORA_Q, 3, w->qkv, k->s_qkv, w->o, below},
+        .o_at = {l, LORA_O, 1, w->o, k->s_o, w->gu, w->qkv},
+        .gu_at = {l, LORA_GATE, 2, w->gu, k->s_gu, w->down, w->o},
+        .down_at = {l, LORA_DOWN, 1, w->down, k->s_down, above, w->gu},
     };
     m->q = columns(e, m->qkv, 0, e->q);
     m->qk = columns(e, m->qkv, 0, e->q + e->kv);
@@ -251,20 +249,32 @@ static int attention_fwd(const struct pass *p, const struct at_layer *m)
                     .o = m->o, .lse = m->k->lse, .q = m->q, .k = k, .v = v, .shape = p->shape});
 }
 
+/* The layer up to the MLP's gate: all that the backward reads, but for down's S. */
+static int layer_inner(const struct pass *p, const struct at_layer *m, int64_t l)
+{
+    int r;
+
+    if ((r = norm_fwd(p, m->h, m->x, m->w->norm_attn, m->k->rstd_attn)) < 0 ||
+        (r = linear_fwd(p, &m->qkv_at, m->qkv, m->h, NULL)) < 0 ||
+        (r = rope(p, m->qk, false)) < 0 || (r = attention_fwd(p, m)) < 0 ||
+        (r = linear_fwd(p, &m->o_at, m->x_mid, m->o, &m->x)) < 0)
+        return failed(p, r, "the attention", l);
+    if ((r = norm_fwd(p, m->h, m->x_mid, m->w->norm_mlp, m->k->rstd_mlp)) < 0 ||
+        (r = linear_fwd(p, &m->gu_at, m->gu, m->h, NULL)) < 0)
+        return failed(p, r, "the MLP", l);
+    return 0;
+}
+
 static int layer_fwd(const struct pass *p, int64_t l)
 {
     const struct engine *e = p->e;
     struct at_layer m;
-    int r;
 
     layer_at(p, l, &m);
-    if ((r = norm_fwd(p, m.h, m.x, m.w->norm_attn, m.k->rstd_attn)) < 0 ||
-        (r = linear_fwd(p, &m.qkv_at, m.qkv, m.h, NULL)) < 0 || (r = rope(p, m.qk, false)) < 0 ||
-        (r = attention_fwd(p, &m)) < 0 || (r = linear_fwd(p, &m.o_at, m.x_mid, m.o, &m.x)) < 0)
-        return failed(p, r, "the attention", l);
-    if ((r = norm_fwd(p, m.h, m.x_mid, m.w->norm_mlp, m.k->rstd_mlp)) < 0 ||
-        (r = linear_fwd(p, &m.gu_at, m.gu, m.h, NULL)) < 0 ||
-        (r = e->ops->swiglu_fwd(e->ctx, &(struct kn_swiglu_fwd){.y = m.y, .gu = m.gu})) < 0 ||
+    int r = layer_inner(p, &m, l);
+    if (r < 0)
+        return r;
+    if ((r = e->ops->swiglu_fwd(e->ctx, &(struct kn_swiglu_fwd){.y = m.y, .gu = m.gu})) < 0 ||
         (r = linear_fwd(p, &m.down_at, m.x_next, m.y, &m.x_mid)) < 0)
         return failed(p, r, "the MLP", l);
     return 0;
@@ -274,7 +284,7 @@ static int layer_fwd(const struct pass *p, int64_t l)
 static int mlp_bwd(const struct pass *p, const struct at_layer *m, struct kn_mat dx)
 {
     const struct engine *e = p->e;
-    const struct kn_mat dy = mat(e, e->dy, p->t, e->c.intermediate, e->ld_f);
+    const struct kn_mat dy = mat(e, e->dy, p->t, e->c.intermediate, e->ld_dy);
     int r = 0;
 
     if (has_lora(p, &m->down_at))
@@ -332,7 +342,7 @@ static int attention_bwd(const struct pass *p, const struct at_layer *m, struct 
 static int layer_bwd(const struct pass *p, int64_t l, bool last)
 {
     const struct engine *e = p->e;
-    const struct kn_mat dx = mat(e, e->dx, p->t, e->c.hidden, e->ld_d);
+    const struct kn_mat dx = mat(e, e->dx, p->t, e->c.hidden, e->ld_dx);
     const struct kn_mat d_o = mat(e, e->d_o, p->t, e->q, e->ld_q);
     const struct kn_mat dqkv = mat(e, e->dqkv, p->t, e->q + 2 * e->kv, e->ld_qkv);
     const struct kn_mat dh = mat(e, e->dh, p->t, e->c.hidden, e->ld_d), none = {0};
@@ -340,6 +350,8 @@ static int layer_bwd(const struct pass *p, int64_t l, bool last)
     int r;
 
     layer_at(p, l, &m);
+    if (l < e->recompute && (r = layer_inner(p, &m, l)) < 0)
+        return r;
     if ((r = mlp_bwd(p, &m, dx)) < 0)
         return failed(p, r, "the MLP's gradient", l);
     const bool stop = last && !has_lora(p, &m.qkv_at); /* nothing below wants a gradient */
@@ -362,7 +374,7 @@ static int head_rows(const struct pass *p, int64_t r0, int64_t n)
 {
     const struct engine *e = p->e;
     const struct kn_mat x = mat(e, e->x_head, n, e->c.hidden, e->ld_d);
-    const struct kn_mat h = mat(e, e->h_head, n, e->c.hidden, e->ld_d);
+    const struct kn_mat h = mat(e, e->h_head, n, e->c.hidden, e->ld_h_head);
     const struct kn_mat x_out = mat(e, e->x_out, p->t, e->c.hidden, e->ld_d);
     const struct kn_mat z = {e->z, n, e->c.vocab, e->ld_v, KN_F32};
     struct kn_mat dz = z;
@@ -372,8 +384,9 @@ static int head_rows(const struct pass *p, int64_t r0, int64_t n)
     if ((r = e->ops->gather(
              e->ctx, &(struct kn_gather){.y = x, .x = x_out, .idx = p->ix.head_row + r0})) < 0 ||
         (r = norm_fwd(p, h, x, e->norm, e->rstd_head)) < 0 ||
-        (r = e->ops->linear_fwd(e->ctx, &(struct kn_linear_fwd){.y = z, .x = h, .w = e->head})) <
-            0 ||
+        (r = e->ops->linear_fwd(
+             e->ctx,
+             &(struct kn_linear_fwd){.y = z, .x = h, .w = e->head, .x_room = h.ld - h.cols})) < 0 ||
         (r = e->ops->logprob(e->ctx, &(struct kn_logprob){.z = z,
                                                           .target = p->ix.head_target + r0,
                                                           .logp = e->out + r0,
@@ -390,148 +403,16 @@ static int head_rows(const struct pass *p, int64_t r0, int64_t n)
         dz.dtype = KN_BF16;
         dz.ld = 2 * e->ld_v;
     }
-    const struct kn_mat d =
-        mat(e, (char *)e->d_head + (size_t)(r0 * e->ld_d) * width(e), n, e->c.hidden, e->ld_d);
-    r = e->ops->linear_bwd(e->ctx, &(struct kn_linear_bwd){.dx = h, .dy = dz, .w = e->head});
+    const struct kn_mat d = mat(e, (char *)e->d_head + (size_t)(r0 * e->ld_d) * engine_width(e), n,
+                                e->c.hidden, e->ld_d);
+    r = e->ops->linear_bwd(
+        e->ctx,
+        &(struct kn_linear_bwd){.dx = h, .dy = dz, .w = e->head, .dy_room = dz.ld - dz.cols});
     if (r < 0)
         return r;
     return e->ops->rmsnorm_bwd(
         e->ctx,
         &(struct kn_rmsnorm_bwd){.dx = d, .dy = h, .x = x, .w = e->norm, .rstd = e->rstd_head});
-}
-
-/* ---- index arrays -------------------------------------------------------------- */
-
-static int batch_check(const struct engine *e, const struct batch *b, int64_t *ret_kv,
-                       struct err *err)
-{
-    int64_t kv = 0, rows = 0;
-    bool shared = false;
-
-    if (b->n_tokens < 1 || b->n_tokens > e->max_tokens || b->n_head < 0 ||
-        b->n_head > e->max_head || b->n_seqs < 1 || b->n_seqs > e->max_seqs)
-        return err_set(err, -EINVAL,
-                       "a micro-batch of %lld tokens, %lld head rows, %d sequences; the engine was "
-                       "opened for %lld, %lld, %d",
-                       (long long)b->n_tokens, (long long)b->n_head, b->n_seqs,
-                       (long long)e->max_tokens, (long long)e->max_head, e->max_seqs);
-    for (int i = 0; i < b->n_seqs; i++) {
-        const struct batch_seq *s = &b->seqs[i];
-        if (s->row0 != rows || s->rows < 0 || s->prefix < 0 || s->prefix0 < 0 ||
-            (int64_t)s->prefix0 + s->prefix > s->row0)
-            return err_set(err, -EINVAL, "sequence %d of a micro-batch is out of order", i);
-        rows += s->rows;
-        kv += (int64_t)s->rows + s->prefix;
-        shared |= s->prefix > 0;
-    }
-    if (rows != b->n_tokens || kv > e->max_kv)
-        return err_set(err, -EINVAL, "the sequences of a micro-batch do not cover its tokens");
-    for (int64_t i = 0; i < b->n_tokens; i++)
-        if (b->ids[i] < 0 || b->ids[i] >= e->c.vocab || b->pos[i] < 0 ||
-            b->pos[i] >= e->max_positions)
-            return err_set(err, -EINVAL,
-                           "token %d at position %d: the model has %lld tokens, the engine was "
-                           "opened for %lld positions",
-                           b->ids[i], b->pos[i], (long long)e->c.vocab,
-                           (long long)e->max_positions);
-    for (int64_t i = 0; i < b->n_head; i++)
-        if (b->head_row[i] < 0 || b->head_row[i] >= b->n_tokens || b->head_target[i] < 0 ||
-            b->head_target[i] >= e->c.vocab)
-            return err_set(err, -EINVAL, "head row %lld of a micro-batch is out of range",
-                           (long long)i);
-    *ret_kv = shared ? kv : 0;
-    return 0;
-}
-
-/* Where each array begins in a block at `base`; returns the block's bytes. */
-static size_t index_lay(const struct batch *b, int64_t kv, char *base, struct engine_index *ix)
-{
-    const int64_t t = b->n_tokens, h = b->n_head;
-    int32_t *at = (int32_t *)(base + 8 * t);
-
-    ix->row_key = (uint64_t *)base;
-    ix->ids = at;
-    ix->pos = ix->ids + t;
-    ix->cu_q = ix->pos + t;
-    ix->cu_k = ix->cu_q + b->n_seqs + 1;
-    ix->kv_idx = ix->cu_k + b->n_seqs + 1;
-    ix->kv_start = ix->kv_idx + kv;
-    ix->kv_back = ix->kv_start + t + 1;
-    ix->head_row = ix->kv_back + kv;
-    ix->head_target = ix->head_row + h;
-    ix->head_start = ix->head_target + h;
-    ix->head_back = ix->head_start + t + 1;
-    return (size_t)((char *)(ix->head_back + h) - base);
-}
-
-/* start, back: for each of rows, which j have of[j] == row, ascending. */
-static void invert(const int32_t *of, int64_t n, int64_t rows, int32_t *start, int32_t *back)
-{
-    memset(start, 0, (size_t)(rows + 1) * sizeof *start);
-    for (int64_t j = 0; j < n; j++)
-        start[of[j] + 1]++;
-    for (int64_t r = 0; r < rows; r++)
-        start[r + 1] += start[r];
-    for (int64_t j = 0; j < n; j++)
-        back[start[of[j]]++] = (int32_t)j;
-    memmove(start + 1, start, (size_t)rows * sizeof *start); /* each stands at its end now */
-    start[0] = 0;
-}
-
-static void index_fill(const struct batch *b, int64_t kv, const struct engine_index *ix,
-                       struct kn_attn_shape *shape)
-{
-    int32_t rows = 0, keys_at = 0;
-
-    memcpy(ix->row_key, b->row_key, (size_t)b->n_tokens * sizeof *ix->row_key);
-    memcpy(ix->ids, b->ids, (size_t)b->n_tokens * sizeof *ix->ids);
-    memcpy(ix->pos, b->pos, (size_t)b->n_tokens * sizeof *ix->pos);
-    if (b->n_head > 0) {
-        memcpy(ix->head_row, b->head_row, (size_t)b->n_head * sizeof *ix->head_row);
-        memcpy(ix->head_target, b->head_target, (size_t)b->n_head * sizeof *ix->head_target);
-    }
-    invert(b->head_row, b->n_head, b->n_tokens, ix->head_start, ix->head_back);
-    for (int i = 0; i < b->n_seqs; i++) {
-        const struct batch_seq *s = &b->seqs[i];
-        const int32_t n = s->prefix + s->rows;
-        ix->cu_q[i] = rows;
-        ix->cu_k[i] = keys_at;
-        for (int32_t j = 0; kv > 0 && j < n; j++)
-            ix->kv_idx[keys_at + j] = j < s->prefix ? s->prefix0 + j : s->row0 + j - s->prefix;
-        rows += s->rows;
-        keys_at += n;
-        shape->max_q = s->rows > shape->max_q ? s->rows : shape->max_q;
-        shape->max_k = n > shape->max_k ? n : shape->max_k;
-    }
-    ix->cu_q[b->n_seqs] = rows;
-    ix->cu_k[b->n_seqs] = keys_at;
-    if (kv > 0)
-        invert(ix->kv_idx, kv, b->n_tokens, ix->kv_start, ix->kv_back);
-}
-
-static int index_send(struct pass *p)
-{
-    struct engine *e = p->e;
-    const struct batch *b = p->b;
-    struct engine_index host;
-
-    const size_t bytes = index_lay(b, p->kv, e->host_index, &host);
-    (void)index_lay(b, p->kv, e->index, &p->ix);
-    p->shape = (struct kn_attn_shape){
-        .cu_q = p->ix.cu_q,
-        .cu_k = p->ix.cu_k,
-        .n_seqs = b->n_seqs,
-        .heads = (int)e->c.heads,
-        .kv_heads = (int)e->c.kv_heads,
-        .head_dim = (int)e->c.head_dim,
-        .window = (int)e->c.sliding_window,
-        .scale = (float)(1.0 / sqrt((double)e->c.head_dim)),
-    };
-    index_fill(b, p->kv, &host, &p->shape);
-    if (b->n_head > 0)
-        memcpy(e->host_head_back, host.head_back, (size_t)b->n_head * sizeof(int32_t));
-    const int r = e->ops->copy(e->ctx, e->index, e->host_index, bytes, KN_TO_DEVICE);
-    return r < 0 ? err_set(p->err, r, "copying a micro-batch: %s", strerror(-r)) : 0;
 }
 
 /* ---- passes -------------------------------------------------------------------- */
@@ -571,11 +452,11 @@ int engine_forward(struct engine *e, const struct batch *b, const struct adapter
     if (a && a->r > e->r)
         return err_set(err, -EINVAL, "an adapter of rank %d; the engine was opened for %d", a->r,
                        e->r);
-    if ((r = batch_check(e, b, &p.kv, err)) < 0)
+    if ((r = engine_batch_check(e, b, &p.kv, err)) < 0)
         return r;
     if (head_out_reserve(out, b->n_head) < 0)
         return err_set(err, -ENOMEM, "out of memory for the log-probs of a micro-batch");
-    if ((r = index_send(&p)) < 0)
+    if ((r = engine_index_send(&p)) < 0)
         return r;
     dropout_set(&p, drop);
     layer_at(&p, 0, &first);
@@ -619,7 +500,7 @@ static int head_bwd(const struct pass *p, const float *coef)
             return r;
     }
     return e->ops->gather(e->ctx,
-                          &(struct kn_gather){.y = mat(e, e->dx, p->t, e->c.hidden, e->ld_d),
+                          &(struct kn_gather){.y = mat(e, e->dx, p->t, e->c.hidden, e->ld_dx),
                                               .x = mat(e, e->d_head, n, e->c.hidden, e->ld_d),
                                               .start = p->ix.head_start,
                                               .idx = p->ix.head_back,

@@ -172,15 +172,18 @@ static int open_files(struct run *r, struct err *err)
 static void say_plan(const struct run *r)
 {
     const struct plan *p = &r->t.plan;
+    char text[320];
 
     if (!leads(r))
         return;
     log_info("run",
              "backend=%s device=\"%s\" isa=%s ranks=%u sums=%s threads=%d parameters=%lld "
-             "memory=%.1fMB",
+             "memory=%.1fMB%s%s",
              r->t.ops->name, r->t.info.device, r->t.info.isa, r->t.ranks,
-             coll_attached(r->t.coll) ? "nccl" : "host", r->t.threads,
-             (long long)r->t.adapter->n, (double)engine_bytes(r->t.engine) / 1e6);
+             coll_attached(r->t.coll) ? "nccl" : "host", r->t.threads, (long long)r->t.adapter->n,
+             (double)r->t.memory.need / 1e6, r->t.info.uuid[0] ? " gpu=" : "", r->t.info.uuid);
+    memory_text(&r->t.memory, text, sizeof text);
+    log_info("memory", "%s", text);
     log_info("run",
              "examples=%lld eval=%lld dropped=%lld cut=%lld batch=%lld steps=%lld epochs=%.2f "
              "warmup=%lld token_budget=%lld longest=%d",
@@ -424,6 +427,8 @@ int run_train(const struct run_opts *o, struct err *err)
         n = train(&r, err);
     if (n == 0)
         n = finish(&r, err);
+    if (n == -ENOMEM)
+        trainer_would_fit(&r.t, err);
     code = exit_code(&r, n);
     if (n < 0 && err->text[0] == 0)
         err_set(err, n, "%s", strerror(-n));

@@ -2,6 +2,7 @@
 #include "worker/trainer.h"
 
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
@@ -47,6 +48,8 @@ static int open_backend(struct trainer *t, const struct trainer_opts *o, struct 
     /* Not what was asked for: another rank, or another program, has it. */
     if (o->uuid && strcasecmp(o->uuid + 4, t->info.uuid + 4) != 0)
         return err_set(err, -ENODEV, "this rank was given %s and got %s", o->uuid, t->info.uuid);
+    /* Ranks on processors share the host's memory. */
+    t->free = t->info.mem_free / (t->info.uuid[0] ? 1 : t->ranks);
     return 0;
 }
 
@@ -115,35 +118,16 @@ int trainer_open(struct trainer *t, const struct trainer_opts *o, struct err *er
     return r;
 }
 
-static struct engine_opts engine_sizes(const struct spec *spec, const struct kn_ops *ops,
-                                       const struct plan *p)
+struct memory_ask trainer_ask(const struct trainer *t, int64_t frozen_budget)
 {
-    return (struct engine_opts){
-        .ops = ops,
-        .spec = spec,
-        .max_tokens = p->max_tokens,
-        .max_head = p->max_head,
-        .max_seqs = p->max_seqs,
-        .max_positions = p->max_positions,
-    };
-}
-
-int trainer_bytes(const struct spec *spec, const struct kn_ops *ops,
-                  const struct model_config *config, const struct plan *plan, int64_t n,
-                  size_t *ret)
-{
-    const struct engine_opts eo = engine_sizes(spec, ops, plan);
-    struct engine_plan e;
-    const int r = engine_plan_bytes(&eo, config, &e);
-    /* p, g, m, v on the device; the gradient and p, m, v on the host */
-    const size_t adapter = ((size_t)(spec->devices > 1) + 7) * (size_t)n * sizeof(float);
-    /* log-probs and statistics, coefficients and hits of a micro-batch; reference rows */
-    const size_t rows = 6 * (size_t)plan->max_head * sizeof(float);
-    const size_t data = (size_t)(plan->train_tokens + plan->eval_tokens) * 2 * sizeof(float);
-
-    if (r == 0)
-        *ret = e.total + adapter + rows + data;
-    return r;
+    return (struct memory_ask){.spec = t->spec,
+                               .ops = t->ops,
+                               .config = &t->model->config,
+                               .data = t->data,
+                               .params = t->adapter->n,
+                               .gpu = t->info.uuid[0] != '\0',
+                               .free = t->free,
+                               .frozen_budget = frozen_budget};
 }
 
 static int open_buffers(struct trainer *t)
@@ -169,13 +153,36 @@ static int open_buffers(struct trainer *t)
     return t->coef == NULL || (t->ranks > 1 && t->grad == NULL) ? -ENOMEM : 0;
 }
 
+/* What the rank with the least has: all plan with that, so that all plan the same. */
+static int agree_on_memory(struct trainer *t, struct err *err)
+{
+    double *v = calloc(t->ranks, sizeof *v);
+    float none = 0;
+    int r = v ? 0 : err_set(err, -ENOMEM, "out of memory");
+
+    if (r == 0) {
+        v[t->rank] = (double)t->free;
+        r = coll_sum(t->coll, &none, 1, v, t->ranks, err);
+    }
+    for (uint32_t i = 0; r == 0 && i < t->ranks; i++)
+        if (v[i] < (double)t->free)
+            t->free = (size_t)v[i];
+    free(v);
+    return r;
+}
+
 int trainer_plan(struct trainer *t, int64_t frozen_budget, struct err *err)
 {
-    int r = plan_make(t->spec, t->data, frozen_budget, &t->plan, err);
+    int r = t->ranks > 1 ? agree_on_memory(t, err) : 0;
 
     if (r < 0)
         return r;
-    struct engine_opts eo = engine_sizes(t->spec, t->ops, &t->plan);
+    const struct memory_ask ask = trainer_ask(t, frozen_budget);
+    r = memory_choose(&ask, &t->memory, err);
+    if (r < 0)
+        return r;
+    t->plan = t->memory.plan;
+    struct engine_opts eo = memory_engine(&ask, &t->memory);
     eo.ctx = t->ctx;
     eo.model = t->model;
     r = engine_open(&eo, &t->engine, err);
@@ -183,6 +190,39 @@ int trainer_plan(struct trainer *t, int64_t frozen_budget, struct err *err)
         return r;
     r = open_buffers(t);
     return r < 0 ? err_set(err, r, "not enough memory for the buffers of a step") : 0;
+}
+
+void trainer_would_fit(const struct trainer *t, struct err *err)
+{
+    const struct err said = *err;
+    struct memory_plan fits;
+    struct kn_info info;
+    struct err no;
+    char hint[200];
+    size_t held;
+
+    if (!t->ctx || !t->adapter || !t->data || t->plan.steps == 0 || t->ops->info(t->ctx, &info) < 0)
+        return; /* nothing was planned yet: the planner's own sentence stands */
+    held = t->memory.adapter + (t->engine ? t->memory.engine.total - t->memory.engine.context : 0);
+    struct spec spec = *t->spec;
+    struct memory_ask ask = trainer_ask(t, 0);
+    ask.spec = &spec;
+    ask.free = (held + info.mem_free) / 100 * 95; /* the plan was wrong by something */
+    if (ask.free >= t->memory.need)
+        ask.free = t->memory.need / 100 * 95;
+    spec.token_budget = 0;
+    if (memory_choose(&ask, &fits, &no) == 0)
+        snprintf(hint, sizeof hint,
+                 "token_budget: %lld would fit with %lld of %lld layers computed again, at %zu MiB",
+                 (long long)fits.plan.token_budget, (long long)fits.recompute,
+                 (long long)fits.layers, (fits.need >> 20) + 1);
+    else
+        snprintf(hint, sizeof hint, "no token_budget would fit");
+    err_set(err, -ENOMEM,
+            "out of memory: %.500s. Planned were %zu MiB of %zu; now %zu MiB are free and %zu are "
+            "held: %s",
+            said.text, t->memory.need >> 20, t->memory.free >> 20, info.mem_free >> 20, held >> 20,
+            hint);
 }
 
 void trainer_close(struct trainer *t)

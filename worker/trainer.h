@@ -10,6 +10,7 @@
 #include "worker/dataset.h"
 #include "worker/engine.h"
 #include "worker/lora.h"
+#include "worker/memory.h"
 #include "worker/metrics.h"
 #include "worker/plan.h"
 #include "worker/refcache.h"
@@ -28,7 +29,10 @@ struct trainer {
     struct dataset *own_data; /* data, when trainer_open read it                     */
     struct adapter *adapter;
     struct engine *engine; /* NULL until trainer_plan */
-    struct plan plan;
+    struct memory_plan memory;
+    struct plan plan; /* memory.plan */
+    size_t free;      /* the device's, before anything of ours lay there; the least of
+                         all ranks'                                                   */
     struct sampler sampler;
     struct refcache ref_train, ref_eval;
 
@@ -51,7 +55,8 @@ struct trainer_opts {
 /* Opens the backend, the model, the data set (equal on every rank, or an error) and
  * a fresh adapter. On failure *t is to be closed as well. */
 int trainer_open(struct trainer *t, const struct trainer_opts *o, struct err *err);
-/* Plans the run and opens the engine. frozen_budget: plan_make's. */
+/* Plans the run and its memory, equally on all ranks, and opens the engine.
+ * frozen_budget: plan_make's. */
 int trainer_plan(struct trainer *t, int64_t frozen_budget, struct err *err);
 void trainer_close(struct trainer *t);
 
@@ -59,11 +64,11 @@ void trainer_close(struct trainer *t);
 int trainer_state_get(const struct trainer *t, float *pmv, struct err *err);
 int trainer_state_set(struct trainer *t, const float *pmv, struct err *err);
 
-/* What one rank's process will take beyond the program itself, by arithmetic alone:
- * engine, adapter of n parameters and its copies, buffers of a step. */
-int trainer_bytes(const struct spec *spec, const struct kn_ops *ops,
-                  const struct model_config *config, const struct plan *plan, int64_t n,
-                  size_t *ret);
+/* What the planner is asked for this trainer. */
+struct memory_ask trainer_ask(const struct trainer *t, int64_t frozen_budget);
+/* After -ENOMEM: the planner again, with what there really is; its answer goes behind
+ * the sentence in err. */
+void trainer_would_fit(const struct trainer *t, struct err *err);
 
 /* True when a training pass draws dropout masks. */
 bool trainer_dropout(const struct spec *spec);

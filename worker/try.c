@@ -238,6 +238,18 @@ static void describe(const struct trainer *t, struct try_result *ret)
     ret->longest = t->data->longest;
 }
 
+/* Memory of the device that went since the trainer was opened. */
+static int device_peak(const struct trainer *t, size_t *ret, struct err *err)
+{
+    struct kn_info info;
+    const int r = t->ops->info(t->ctx, &info);
+
+    if (r < 0)
+        return err_set(err, r, "the device does not answer: %s", strerror(-r));
+    *ret = t->info.mem_free > info.mem_free ? t->info.mem_free - info.mem_free : 0;
+    return 0;
+}
+
 int try_run(const struct spec *spec, const struct device_set *devices, int threads,
             struct try_result *ret, struct err *err)
 {
@@ -254,8 +266,8 @@ int try_run(const struct spec *spec, const struct device_set *devices, int threa
         r = trainer_plan(&t, 0, err);
     if (r == 0) {
         describe(&t, ret);
-        r = trainer_bytes(spec, t.ops, &t.model->config, &t.plan, t.adapter->n, &ret->plan_bytes);
-        ret->plan_bytes += before;
+        ret->memory = t.memory;
+        ret->plan_bytes = t.memory.need + (t.info.uuid[0] ? 0 : before);
     }
     if (r == 0)
         r = steps(&t, ret, err);
@@ -263,7 +275,11 @@ int try_run(const struct spec *spec, const struct device_set *devices, int threa
         r = evaluation(&t, ret, err);
     if (r == 0)
         r = checkpoint(&t, ret, err);
+    if (r == -ENOMEM)
+        trainer_would_fit(&t, err);
     ret->peak_bytes = peak_bytes();
+    if (r == 0 && t.info.uuid[0]) /* a GPU's: as its driver counts */
+        r = device_peak(&t, &ret->peak_bytes, err);
     trainer_close(&t);
     return r;
 }

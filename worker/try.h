@@ -13,14 +13,16 @@
 #include "proto/spec.h"
 #include "worker/dataset.h"
 #include "worker/device.h"
+#include "worker/memory.h"
 #include "worker/plan.h"
 
 struct try_result {
     double step0_loss;
     bool starts_at_reference; /* then step0_loss is ln 2 to the last bit: it was checked */
     double step1_loss, grad_norm;
-    double eval_loss; /* NAN without an evaluation set                               */
-    size_t peak_bytes, plan_bytes;
+    double eval_loss;              /* NAN without an evaluation set                               */
+    size_t peak_bytes, plan_bytes; /* of the process; on a GPU, of the device        */
+    struct memory_plan memory;
     double longest_seconds;  /* of the step on the longest examples                  */
     double seconds_per_step; /* expected of an average step of this run              */
     double total_seconds;    /* expected of the whole run, evaluations included      */

@@ -31,6 +31,31 @@ struct json_t *views_problems(const struct spec_problems *p)
     return list;
 }
 
+struct json_t *views_memory(const struct memory_plan *m)
+{
+    const struct {
+        const char *name;
+        size_t bytes;
+    } v[] = {{"free", m->free},
+             {"need", m->need},
+             {"weights", m->engine.weights},
+             {"tables", m->engine.tables},
+             {"activations", m->engine.activations},
+             {"scratch", m->engine.scratch},
+             {"backend", m->engine.context},
+             {"adapter", m->adapter},
+             {"rest", m->rest}};
+    json_t *o = json_object();
+
+    for (size_t i = 0; i < sizeof v / sizeof v[0]; i++)
+        json_object_set_new(o, v[i].name, json_integer((json_int_t)v[i].bytes));
+    json_object_set_new(o, "dequantise", json_string(m->per_use ? "for each product" : "once"));
+    json_object_set_new(o, "layers", json_integer((json_int_t)m->layers));
+    json_object_set_new(o, "recomputed_layers", json_integer((json_int_t)m->recompute));
+    json_object_set_new(o, "token_budget", json_integer((json_int_t)m->plan.token_budget));
+    return o;
+}
+
 /* Takes o. */
 static char *finish(json_t *o, struct job_file *job, bool ok)
 {
@@ -182,6 +207,7 @@ static json_t *number_or_null(double x)
 static json_t *try_document(const struct spec *spec, const struct try_result *t)
 {
     json_t *dropped = json_object(), *o = json_object();
+    char text[320];
 
     for (int i = 0; i < DROP_REASONS; i++)
         if (t->dropped[i] > 0)
@@ -196,6 +222,9 @@ static json_t *try_document(const struct spec *spec, const struct try_result *t)
     json_object_set_new(o, "eval_loss", number_or_null(t->eval_loss));
     json_object_set_new(o, "peak_bytes", json_integer((json_int_t)t->peak_bytes));
     json_object_set_new(o, "plan_bytes", json_integer((json_int_t)t->plan_bytes));
+    memory_text(&t->memory, text, sizeof text);
+    json_object_set_new(o, "memory", views_memory(&t->memory));
+    json_object_set_new(o, "memory_text", json_string(text));
     json_object_set_new(o, "longest_seconds", number_or_null(t->longest_seconds));
     json_object_set_new(o, "seconds_per_step", number_or_null(t->seconds_per_step));
     json_object_set_new(o, "total_seconds", number_or_null(t->total_seconds));

@@ -3,6 +3,7 @@
 #define WORKER_VIEWS_H
 
 #include "worker/job_file.h"
+#include "worker/memory.h"
 
 /* Both return the exit code and, in every case, the document in *ret_json (malloc'ed, NULL
  * without memory). */
@@ -13,6 +14,8 @@ int views_try(const struct job_args *a, char **ret_json);
 int views_tokenize(const char *model_dir, bool json, bool special, char **ret_text,
                    struct err *err);
 
+/* "memory": a plan's figures, in bytes. */
+struct json_t *views_memory(const struct memory_plan *m);
 /* "problems": the list of a document. */
 struct json_t *views_problems(const struct spec_problems *p);
 

@@ -63,6 +63,9 @@ static void segv(int, siginfo_t *si, void *)
     where_report(stderr);
     signal(SIGSEGV, SIG_DFL);
 }
+// CUSIM_TAKEN_KB: memory that another program took since it was last asked how much is free; it
+// shows once an allocation failed.
+static size_t taken, taken_shows;
 static void heap_init()
 {
     if (heap)
@@ -80,6 +83,8 @@ static void heap_init()
     const char *s = getenv("CUSIM_DEVICE_MB");
     if (s)
         device_bytes = strtoull(s, 0, 0) << 20;
+    s = getenv("CUSIM_TAKEN_KB");
+    taken = s ? strtoull(s, 0, 0) << 10 : 0;
 }
 void heap_open()
 {
@@ -129,8 +134,10 @@ const char *heap_describe(const void *p)
 static void *dev_alloc(size_t n)
 {
     heap_init();
-    if (in_use + n > device_bytes)
+    if (in_use + n > device_bytes - taken) {
+        taken_shows = taken;
         return nullptr;
+    }
     size_t body = (n + 255) & ~(size_t)255, page = 4096;
     if (top + body + GAP > heap + HEAP)
         fatal("device heap exhausted: too many allocations");
@@ -473,7 +480,7 @@ API cudaFreeAsync(void *p, cudaStream_t s)
 API cudaMemGetInfo(size_t *f, size_t *t)
 {
     *t = device_bytes;
-    *f = device_bytes - in_use;
+    *f = device_bytes - in_use - taken_shows;
     return cudaSuccess;
 }
 
@@ -669,6 +676,7 @@ API cudaGetDevice(int *d)
 }
 API cudaGetDeviceProperties(cudaDeviceProp *p, int device)
 {
+    heap_init(); // CUSIM_DEVICE_MB
     memset(p, 0, sizeof *p);
     snprintf(p->name, sizeof p->name, "cusim");
     snprintf(p->uuid.bytes, sizeof p->uuid.bytes, "cusim-device%03d", device);

@@ -128,6 +128,15 @@ try:
     first = losses('sft-fp32-sim')[0]
     assert losses('small')[0] == first and losses('alone')[0] == first, (losses('small'), losses('alone'), first)
 
+    # Too little memory: refused with numbers before anything starts; and where less is there than
+    # was planned with, out of memory, with what would fit.
+    path = job('tight', 'sim', 'dpo', True, devices=1, max_steps=1)
+    out = run(path, 'sim', code=86, CUSIM_DEVICE_MB='65')
+    assert 'needs at least' in out and 'MiB free' in out, out
+    shutil.rmtree(DIR / 'tight')
+    out = run(path, 'sim', code=86, CUSIM_DEVICE_MB='67', CUSIM_TAKEN_KB='1500')
+    assert 'out of memory' in out and 'would fit' in out, out
+
     # A device that is not there is refused with a sentence, before anything starts.
     out = run(job('many', 'sim', 'dpo', True, devices=3), 'sim', code=1)
     assert 'only 2 GPUs can be used here' in out, out

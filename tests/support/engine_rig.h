@@ -27,6 +27,8 @@ struct rig_opts {
     enum spec_dtype dtype;
     const char *only; /* one target module; NULL: all linears */
     int64_t max_tokens;
+    int64_t recompute;
+    bool per_use;
 };
 
 /* Every build has ref and cpu; one made without NVIDIA's headers has no simulation. */
@@ -72,6 +74,8 @@ static inline bool rig_open(struct rig *g, const struct rig_opts *o)
                                   .ctx = g->ctx,
                                   .model = g->model,
                                   .spec = &g->spec,
+                                  .recompute = o->recompute,
+                                  .per_use = o->per_use,
                                   .max_tokens = o->max_tokens ? o->max_tokens : 600,
                                   .max_head = 600,
                                   .max_seqs = 64,

@@ -1,0 +1,45 @@
+/* memory.h - the memory planner: what a rank's device will hold, chosen by arithmetic alone
+ * before anything is allocated.
+ *
+ * It picks the micro-batch's size, how many layers compute their activations again in the
+ * backward instead of keeping them, and whether 4-bit weights are dequantised once or for
+ * each product: of what fits, that with the least predicted time. None of it but the
+ * micro-batch changes a bit of a result, and that one only the order of sums. */
+#ifndef WORKER_MEMORY_H
+#define WORKER_MEMORY_H
+
+#include "worker/engine.h"
+#include "worker/plan.h"
+
+struct memory_ask {
+    const struct spec *spec;
+    const struct kn_ops *ops;
+    const struct model_config *config;
+    const struct dataset *data;
+    int64_t params;        /* of the adapter                                        */
+    bool gpu;              /* device memory is not the host's                       */
+    size_t free;           /* for this rank, before anything of it lies there       */
+    int64_t frozen_budget; /* of the checkpoint resumed from; 0: none               */
+};
+
+struct memory_plan {
+    struct plan plan;
+    bool per_use;
+    int64_t recompute, layers; /* the first `recompute` of the layers are not kept    */
+    size_t logits_bytes;
+    struct engine_plan engine;
+    size_t adapter; /* parameters, gradient, moments and copies of them              */
+    size_t rest;    /* buffers of a step                                             */
+    size_t need, free;
+};
+
+/* -ENOMEM: nothing fits; err has the figures and what would. -EINVAL as plan_make. */
+int memory_choose(const struct memory_ask *a, struct memory_plan *ret, struct err *err);
+
+/* The engine of a plan; ctx and model are the caller's to set. */
+struct engine_opts memory_engine(const struct memory_ask *a, const struct memory_plan *m);
+
+/* "weights 3.9 GB in 4 bits, ...": one line for people. */
+void memory_text(const struct memory_plan *m, char *text, size_t size);
+
+#endif

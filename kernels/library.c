@@ -108,5 +108,7 @@ void *library_find(const char *soname, const char *program)
         h = open_listed("HOME", "/.local", soname, true);
     if (!h)
         h = open_listed("PATH", "/..", soname, true); /* prefixes of the pythons there are */
+    if (!h)
+        h = open_python("/usr/local", soname);
     return h ? h : open_python("/usr", soname);
 }

@@ -420,6 +420,31 @@ static void test_no_devices(void **state)
     munmap(w, sizeof *w);
 }
 
+/* The library itself, where it lies on this machine: every name is there. */
+static void test_real_names(void **state)
+{
+    static const char *const names[] = {"ncclGetVersion",
+                                        "ncclGetUniqueId",
+                                        "ncclCommInitRankConfig",
+                                        "ncclCommGetAsyncError",
+                                        "ncclCommFinalize",
+                                        "ncclCommDestroy",
+                                        "ncclCommAbort",
+                                        "ncclGroupStart",
+                                        "ncclGroupEnd",
+                                        "ncclSend",
+                                        "ncclRecv",
+                                        "ncclGetErrorString"};
+    const struct kn_ops *ops = NULL;
+
+    (void)state;
+    assert_int_equal(kn_backend("ref", &ops, NULL, 0), 0);
+    if (!kn_symbol(ops, "libnccl.so.2", names[0]))
+        skip();
+    for (size_t i = 0; i < ARRAY_LEN(names); i++)
+        assert_non_null(kn_symbol(ops, "libnccl.so.2", names[i]));
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -427,6 +452,7 @@ int main(void)
         cmocka_unit_test(test_rank_killed),  cmocka_unit_test(test_killed_unnoticed),
         cmocka_unit_test(test_rank_stopped), cmocka_unit_test(test_sizes_disagree),
         cmocka_unit_test(test_never_meets),  cmocka_unit_test(test_no_devices),
+        cmocka_unit_test(test_real_names),
     };
 
     signal(SIGPIPE, SIG_IGN);

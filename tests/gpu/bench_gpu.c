@@ -4,7 +4,8 @@
  *   gpu_bench ceilings BACKEND
  *   gpu_bench steps    BACKEND MODEL METHOD P C R BATCH STEPS [key=value ...]
  *
- * keys: budget, seed, bf16, nf4, r, share, ref_each, ids=FILE, adapter=DIR, and the planner's.
+ * keys: budget, seed, bf16, nf4, r, lr, ref_each, ids=FILE, adapter=DIR; recompute=LAYERS and
+ * per_use=1 instead of the memory planner's choice.
  * `steps` runs optimizer steps through step.h over random rows of P + C (+ R) tokens,
  * then times the engine's passes alone. */
 #include <errno.h>
@@ -28,7 +29,9 @@ struct bench {
     struct dataset data;
     struct trainer t;
     int steps;
-    bool share, ref_each;
+    bool ref_each;
+    int64_t recompute; /* -1, and per_use -1: as planned                              */
+    int per_use;
     size_t free_before, free_least; /* of the device                                 */
     double open_seconds;
     char adapter[1024], ids[1024]; /* where the start is written for another program */
@@ -209,8 +212,10 @@ static int option(struct bench *b, const char *text)
         s->lora_r = (int)strtol(v, NULL, 10);
     else if (IS("lr"))
         s->learning_rate = strtod(v, NULL);
-    else if (IS("share"))
-        b->share = *v == '1';
+    else if (IS("recompute"))
+        b->recompute = strtol(v, NULL, 10);
+    else if (IS("per_use"))
+        b->per_use = *v == '1';
     else if (IS("ref_each"))
         b->ref_each = *v == '1';
     else if (IS("adapter"))
@@ -231,6 +236,31 @@ static void note_memory(struct bench *b)
         b->free_least = info.mem_free;
 }
 
+/* Another choice than the planner's: the engine once more, with it. */
+static int reopen_engine(struct bench *b, struct err *err)
+{
+    struct trainer *t = &b->t;
+    struct memory_plan *m = &t->memory;
+    const struct memory_ask ask = trainer_ask(t, 0);
+
+    if (b->recompute < 0 && b->per_use < 0)
+        return 0;
+    if (b->recompute >= 0)
+        m->recompute = b->recompute < m->layers ? b->recompute : m->layers;
+    if (b->per_use >= 0)
+        m->per_use = b->per_use != 0;
+    engine_close(t->engine);
+    t->engine = NULL;
+    struct engine_opts o = memory_engine(&ask, m);
+    o.ctx = t->ctx;
+    o.model = t->model;
+    int r = engine_plan_bytes(&o, &t->model->config, &m->engine);
+    if (r == 0)
+        r = engine_open(&o, &t->engine, err);
+    m->need = m->engine.total + m->adapter + m->rest;
+    return r;
+}
+
 static int open_trainer(struct bench *b, struct err *err)
 {
     struct device d = {0};
@@ -249,6 +279,8 @@ static int open_trainer(struct bench *b, struct err *err)
                      err);
     if (r == 0)
         r = trainer_plan(&b->t, 0, err);
+    if (r == 0)
+        r = reopen_engine(b, err);
     b->open_seconds = now() - t0;
     return r;
 }
@@ -358,23 +390,23 @@ static int time_passes(struct bench *b, bool share, struct err *err)
     return r;
 }
 
-static int say_memory(struct bench *b)
+static void say_memory(struct bench *b)
 {
-    size_t planned = 0;
-    const int r = trainer_bytes(&b->spec, b->t.ops, &b->t.model->config, &b->t.plan,
-                                b->t.adapter->n, &planned);
+    const struct memory_plan *m = &b->t.memory;
 
-    if (r == 0)
-        printf(", \"parameters\": %lld, \"planned_bytes\": %zu, \"engine_bytes\": %zu, "
-               "\"peak_bytes\": %zu",
-               (long long)b->t.adapter->n, planned, engine_bytes(b->t.engine),
-               b->free_before - b->free_least);
-    return r;
+    printf(", \"parameters\": %lld, \"recompute\": %lld, \"layers\": %lld, \"per_use\": %s, "
+           "\"planned_bytes\": %zu, \"engine_bytes\": %zu, \"peak_bytes\": %zu",
+           (long long)b->t.adapter->n, (long long)m->recompute, (long long)m->layers,
+           m->per_use ? "true" : "false", m->need, engine_bytes(b->t.engine),
+           b->free_before - b->free_least);
 }
 
 static int steps(int argc, char **argv)
 {
-    struct bench b = {.backend = argv[2], .steps = (int)strtol(argv[9], NULL, 10), .share = true};
+    struct bench b = {.backend = argv[2],
+                      .steps = (int)strtol(argv[9], NULL, 10),
+                      .recompute = -1,
+                      .per_use = -1};
     struct err err = {""};
     int r;
 
@@ -402,10 +434,10 @@ static int steps(int argc, char **argv)
         r = time_passes(&b, true, &err);
     if (r == 0 && b.rows.r > 0) /* what computing each prompt twice costs */
         r = time_passes(&b, false, &err);
-    if (r == 0)
-        r = say_memory(&b);
-    if (r == 0)
+    if (r == 0) {
+        say_memory(&b);
         printf("}\n");
+    }
     if (b.t.ops)
         trainer_close(&b.t);
     bench_rows_free(&b.data);

@@ -3,11 +3,12 @@
 #   make demo     build, then a real QLoRA DPO job on the bundled model, watched live
 #   make check    build, then every test: plain, sanitizers, simulation, fuzz replay
 #   make bench    speed, beside the machine's own peak
+#   make tsan     the daemon and the wire under ThreadSanitizer, not part of check
 #   make gpu-bundle   a tar for a machine with a GPU: programs, libraries, tests/gpu/run
 BUILD ?= build
 SHELL := /bin/bash
 
-.PHONY: all deps demo check bench bench-daemon oracle-check gpu-bundle install clean
+.PHONY: all deps demo check bench bench-daemon oracle-check tsan gpu-bundle install clean
 all: deps
 	@tests/setup/build.sh $(BUILD)
 deps:
@@ -22,6 +23,8 @@ bench-daemon: all
 	@meson test -C $(BUILD) --benchmark --suite daemon --verbose
 oracle-check: all
 	@tests/oracle/check.sh $(BUILD)
+tsan: deps
+	@tests/setup/tsan.sh $(BUILD)
 gpu-bundle: all
 	@tests/setup/gpu_bundle.sh $(BUILD) $(BUILD)/alignd-gpu.tar.gz
 install: all

@@ -12,10 +12,11 @@
  * they are packed. Heights that are multiples of 48 pass on the machines tried. */
 #include <omp.h>
 #include <stdlib.h>
+#include <sys/mman.h>
 
 #include "cpu.h"
 
-enum { BLOCK_BYTES = 640 * 1024, BLOCK_MIN = 64, LONG_K = 8192 };
+enum { BLOCK_BYTES = 640 * 1024, BLOCK_MIN = 64, LONG_K = 8192, CODE_BYTES = 16 << 20 };
 
 /* The last cannot fail: one row has no place to depend on. */
 static const int tile_heights[] = {48, 96, 64, 24, 16, 4, 1};
@@ -25,6 +26,19 @@ static int dnnl_err(dnnl_status_t s)
     if (s == dnnl_success)
         return 0;
     return s == dnnl_out_of_memory ? -ENOMEM : s == dnnl_invalid_arguments ? -EINVAL : -EIO;
+}
+
+/* oneDNN 2.6 dies of a NULL pointer when its code generator gets no memory (seen at a
+ * limit of the address space): it is only asked while there is plenty. */
+static dnnl_status_t room_for_code(void)
+{
+    void *p = mmap(NULL, CODE_BYTES, PROT_READ | PROT_WRITE,
+                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+    if (p == MAP_FAILED)
+        return dnnl_out_of_memory;
+    munmap(p, CODE_BYTES);
+    return dnnl_success;
 }
 
 static dnnl_data_type_t data_type(enum kn_dtype t)
@@ -134,6 +148,8 @@ static int pack_block(struct kn_ctx *ctx, struct cpu_packed *p, int b, const voi
     if (s == dnnl_success)
         s = dnnl_reorder_primitive_desc_create(&pd, &plain, ctx->engine, to, ctx->engine, NULL);
     if (s == dnnl_success)
+        s = room_for_code();
+    if (s == dnnl_success)
         s = dnnl_primitive_create(&reorder, pd);
     if (s == dnnl_success) {
         const dnnl_exec_arg_t args[] = {{DNNL_ARG_FROM, src}, {DNNL_ARG_TO, p->weights[b]}};
@@ -225,7 +241,9 @@ static int key_primitive(struct kn_ctx *ctx, const struct cpu_packed *p, struct 
 
     if (r)
         return r;
-    s = dnnl_primitive_create(&key->primitive[i], pd);
+    s = room_for_code();
+    if (s == dnnl_success)
+        s = dnnl_primitive_create(&key->primitive[i], pd);
     if (s == dnnl_success)
         s = dnnl_primitive_desc_query(pd, dnnl_query_impl_info_str, 0, &key->impl);
     for (int t = 0; t < ctx->threads && s == dnnl_success; t++) {

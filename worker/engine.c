@@ -14,24 +14,28 @@ static struct kn_weight_part part_of(const struct model_tensor *t)
     return (struct kn_weight_part){.data = t->data, .dtype = t->dtype, .n = t->rows};
 }
 
+static int does_not_fit(const struct engine *e, const struct engine_opts *o, int r, struct err *err)
+{
+    struct kn_info info = {.device = "the device"};
+    struct engine_plan p;
+
+    engine_plan_of(e, o->spec, &p);
+    (void)e->ops->info(e->ctx, &info);
+    return err_set(err, r,
+                   "the model with micro-batches of %lld tokens needs %zu MiB (weights %zu, "
+                   "activations %zu, the rest %zu), %s has %zu MiB free",
+                   (long long)o->max_tokens, p.total >> 20, p.weights >> 20, p.activations >> 20,
+                   (p.tables + p.scratch + p.context) >> 20, info.device, info.mem_free >> 20);
+}
+
 static int arena_open(struct engine *e, const struct engine_opts *o, struct err *err)
 {
     struct engine_plan p;
-    struct kn_info info;
 
     engine_plan_of(e, o->spec, &p);
-    int r = e->ops->info(e->ctx, &info);
+    const int r = e->ops->alloc(e->ctx, p.total - p.weights - p.context, &e->arena);
     if (r < 0)
-        return err_set(err, r, "the device does not answer: %s", strerror(-r));
-    r = p.total <= info.mem_free ? e->ops->alloc(e->ctx, p.total - p.weights - p.context, &e->arena)
-                                 : -ENOMEM;
-    if (r < 0)
-        return err_set(err, r,
-                       "the model with micro-batches of %lld tokens needs %zu MiB (weights %zu, "
-                       "activations %zu, the rest %zu), %s has %zu MiB free",
-                       (long long)o->max_tokens, p.total >> 20, p.weights >> 20,
-                       p.activations >> 20, (p.tables + p.scratch + p.context) >> 20, info.device,
-                       info.mem_free >> 20);
+        return does_not_fit(e, o, r, err);
     engine_carve(e);
     e->bytes = p.total;
     e->host_index = malloc(engine_index_bytes(e));
@@ -142,7 +146,7 @@ static int rope_load(struct engine *e)
     return r;
 }
 
-static int layer_load(struct engine *e, const struct spec *s, const struct model_layer *m,
+static int layer_open(struct engine *e, const struct spec *s, const struct model_layer *m,
                       struct engine_layer *l)
 {
     const struct kn_weight_part qkv[3] = {part_of(&m->q), part_of(&m->k), part_of(&m->v)};
@@ -150,35 +154,65 @@ static int layer_load(struct engine *e, const struct spec *s, const struct model
     const struct kn_weight_part o = part_of(&m->o), down = part_of(&m->down);
     const struct kn_weight_part *const parts[] = {qkv, &o, gu, &down};
     struct kn_weight **const to[] = {&l->qkv, &l->o, &l->gu, &l->down};
-    const enum kn_dtype load = engine_load_dtype(s, &e->c);
     int r = 0;
 
     for (int i = 0; r == 0 && i < ENGINE_HEAD; i++) {
         const struct kn_weight_desc d = engine_weight_desc(e, s, (enum engine_weight)i, parts[i]);
         r = e->ops->weight_open(e->ctx, &d, to[i]);
     }
-    if (r == 0)
-        r = vector_load(e, &m->norm_attn, load, l->norm_attn);
-    if (r == 0)
-        r = vector_load(e, &m->norm_mlp, load, l->norm_mlp);
     return r;
 }
 
-static int weights_load(struct engine *e, const struct engine_opts *o)
+/* Before the arena: what quantising and packing take beside a weight fits where the
+ * arena will be. */
+static int weights_open(struct engine *e, const struct engine_opts *o)
 {
     const struct kn_weight_part head = part_of(&o->model->head);
-    const enum kn_dtype load = engine_load_dtype(o->spec, &e->c);
     const struct kn_weight_desc d = engine_weight_desc(e, o->spec, ENGINE_HEAD, &head);
+    int r = e->ops->weight_open(e->ctx, &d, &e->head);
+
+    for (int64_t l = 0; r == 0 && l < e->c.layers; l++)
+        r = layer_open(e, o->spec, &o->model->layers[l], &e->layers[l]);
+    return r;
+}
+
+static int tables_load(struct engine *e, const struct engine_opts *o)
+{
+    const enum kn_dtype load = engine_load_dtype(o->spec, &e->c);
     int r;
 
-    if ((r = e->ops->weight_open(e->ctx, &d, &e->head)) < 0 ||
-        (r = vector_load(e, &o->model->norm, load, e->norm)) < 0 ||
+    if ((r = vector_load(e, &o->model->norm, load, e->norm)) < 0 ||
         (r = table_load(e, &o->model->embed, load)) < 0 || (r = rope_load(e)) < 0)
         return r;
-    for (int64_t l = 0; l < e->c.layers; l++)
-        if ((r = layer_load(e, o->spec, &o->model->layers[l], &e->layers[l])) < 0)
+    for (int64_t l = 0; l < e->c.layers; l++) {
+        const struct model_layer *m = &o->model->layers[l];
+        if ((r = vector_load(e, &m->norm_attn, load, e->layers[l].norm_attn)) < 0 ||
+            (r = vector_load(e, &m->norm_mlp, load, e->layers[l].norm_mlp)) < 0)
             return r;
+    }
     return 0;
+}
+
+static int load(struct engine *e, const struct engine_opts *o, struct err *err)
+{
+    struct engine_plan p;
+    struct kn_info info;
+    int r = e->ops->info(e->ctx, &info);
+
+    if (r < 0)
+        return err_set(err, r, "the device does not answer: %s", strerror(-r));
+    engine_plan_of(e, o->spec, &p);
+    if (p.total > info.mem_free)
+        return does_not_fit(e, o, -ENOMEM, err);
+    r = weights_open(e, o);
+    if (r < 0)
+        return err_set(err, r, "loading the weights of %s: %s", o->model->dir, strerror(-r));
+    r = arena_open(e, o, err);
+    if (r < 0)
+        return r;
+    r = tables_load(e, o);
+    return r < 0 ? err_set(err, r, "loading the weights of %s: %s", o->model->dir, strerror(-r))
+                 : 0;
 }
 
 int engine_open(const struct engine_opts *o, struct engine **ret, struct err *err)
@@ -199,14 +233,9 @@ int engine_open(const struct engine_opts *o, struct engine **ret, struct err *er
         r = err_set(err, -ENOMEM, "out of memory");
         goto fail;
     }
-    r = arena_open(e, o, err);
+    r = load(e, o, err);
     if (r < 0)
         goto fail;
-    r = weights_load(e, o);
-    if (r < 0) {
-        err_set(err, r, "loading the weights of %s: %s", o->model->dir, strerror(-r));
-        goto fail;
-    }
     *ret = e;
     return 0;
 

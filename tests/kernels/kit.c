@@ -32,6 +32,8 @@ enum kn_dtype kit_dtype(int argc, char **argv)
 
     if (argc < 2 || strcmp(argv[1], "bf16") != 0)
         return KN_F32;
+    if (argc > 2) /* another backend than the CPU's */
+        return KN_BF16;
     if (!kit_open(&k, argc > 2 ? argv[2] : "cpu", KN_BF16, 1)) {
         puts("skipped: no AVX512-BF16 here (processor, or ONEDNN_MAX_CPU_ISA)");
         exit(77);

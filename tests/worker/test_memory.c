@@ -282,7 +282,7 @@ static int choose(struct choice *c, double gib)
 /* More memory never means more time; nothing is planned beyond what there is. */
 static void chooses(void **state)
 {
-    static const double gib[] = {139, 94, 78, 60, 46, 38, 30, 22.5, 20, 18};
+    static const double gib[] = {139, 94, 78, 60, 46, 38, 30, 22.5, 20, 18, 15, 11, 9, 7.5, 6.5};
     const struct kn_ops *ops;
     struct choice c;
     int64_t recompute = 0;
@@ -307,6 +307,10 @@ static void chooses(void **state)
     memory_text(&c.plan, text, sizeof text);
     assert_non_null(strstr(text, "GB of 83.75 GB free"));
     assert_non_null(strstr(text, "all activations kept"));
+    assert_int_equal(choose(&c, 11), 0);
+    assert_true(c.plan.per_use && c.plan.recompute == 0);
+    assert_int_equal(choose(&c, 6.5), 0); /* a card for games */
+    assert_true(c.plan.per_use && c.plan.recompute > 0);
     c.spec.token_budget = 3000; /* asked for: kept, where it fits */
     assert_int_equal(choose(&c, 78), 0);
     assert_int_equal(c.plan.plan.token_budget, 3000);

@@ -39,7 +39,7 @@ static void set_host_bytes(const struct memory_ask *a, struct memory_plan *m)
 
     if (a->gpu) {
         /* p, g, m, v; what the others send of their shards */
-        m->adapter = (gang ? 5 : 4) * (size_t)a->params * sizeof(float);
+        m->adapter = (gang && !a->joined ? 5 : 4) * (size_t)a->params * sizeof(float);
         m->rest = 2 * (size_t)256;
         return;
     }

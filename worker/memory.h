@@ -18,6 +18,7 @@ struct memory_ask {
     const struct dataset *data;
     int64_t params;        /* of the adapter                                        */
     bool gpu;              /* device memory is not the host's                       */
+    bool joined;           /* what joins the ranks' devices lies there already       */
     size_t free;           /* for this rank, before anything of it lies there       */
     int64_t frozen_budget; /* of the checkpoint resumed from; 0: none               */
 };

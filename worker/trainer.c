@@ -137,6 +137,7 @@ struct memory_ask trainer_ask(const struct trainer *t, int64_t frozen_budget)
                                .data = t->data,
                                .params = t->adapter->n,
                                .gpu = t->info.uuid[0] != '\0',
+                               .joined = true,
                                .free = t->free,
                                .frozen_budget = frozen_budget};
 }

@@ -141,6 +141,7 @@ static inline void attempt_ends(const struct job *j, uint32_t n, unsigned told, 
         fail_msg("attempt %u ended with %d, not %d: %s", n, got, code, err.text);
 }
 
+/* Without the rows that say where an attempt began. */
 static inline struct spool_row *rows_of(const struct job *j, int *ret_n)
 {
     size_t bytes;
@@ -152,7 +153,7 @@ static inline struct spool_row *rows_of(const struct job *j, int *ret_n)
     for (char *line = text, *end; (end = strchr(line, '\n')) != NULL; line = end + 1) {
         assert_true(n < 64);
         assert_int_equal(spool_parse(line, (size_t)(end - line), &v[n]), 0);
-        n++;
+        n += v[n].kind != SPOOL_START;
     }
     free(text);
     *ret_n = n;

@@ -15,8 +15,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 from rig import DEMO, Rig, alive, kill, running
 
-SETS = ['method=dpo', 'max_steps=300', 'save_steps=150', 'eval_steps=150', 'train_batch_size=4',
-        'max_length=128', 'eval={split_from_train: 16}', 'threads_per_device=1', 'devices=2']
+SETS = ['method=dpo', 'max_steps=100000', 'save_steps=100000', 'eval_steps=100000', 'train_batch_size=2',
+        'max_length=64', 'eval={split_from_train: 8}', 'threads_per_device=1', 'devices=2']
 UMASK = 0o027
 
 
@@ -80,8 +80,11 @@ def logout(rig):
     at = steps(rig, 'a')
     assert rig.state_of(job) == 'RUNNING' and rig.gang(job, 1) == pids
     assert all(map(alive, [pids['supervisor'], *pids['ranks']]))
-    seen = [json.loads(x) for x in rig.ctl('metrics', job, '--follow', '--json').stdout.splitlines()]
-    assert rig.wait_state(job, {'COMPLETED', 'FAILED'}) == 'COMPLETED', rig.show(job)
+    until('more steps', lambda: steps(rig, 'a') > at + 20)
+    late = rig.ctl_later('metrics', job, '--follow', '--json')
+    rig.ctl('cancel', job)
+    seen = [json.loads(x) for x in late.communicate(timeout=60)[0].splitlines()]
+    assert rig.wait_state(job, {'CANCELLED', 'FAILED'}) == 'CANCELLED', rig.show(job)
     assert rig.show(job)['attempt'] == 1
     wrote = [json.loads(x)['n'] for x in (rig.dir / 'a/attempts/1/metrics.jsonl').read_text().splitlines()]
     assert wrote == list(range(1, len(wrote) + 1)) and len(wrote) > at

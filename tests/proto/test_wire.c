@@ -8,7 +8,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 #include "proto/limit.h"
@@ -306,6 +308,59 @@ static void second_server(void **state)
     wire_close(s);
 }
 
+static void read_whole(int fd, void *to, size_t n)
+{
+    for (size_t have = 0; have < n;) {
+        const ssize_t k = read(fd, (char *)to + have, n - have);
+        assert_true(k > 0);
+        have += (size_t)k;
+    }
+}
+
+/* A peer without nng that asks for much and reads nothing: at most so many bytes wait for it, the
+ * rest is "busy"; when it reads at last, every request has its answer. */
+static void slow_peer(void **state)
+{
+    enum { ASKED = 16, BYTES = 300 << 10 };
+    static uint8_t big[BYTES], got[BYTES + 4];
+    static const uint8_t hello[8] = {0, 'S', 'P', 0, 0, 0x30, 0, 0};
+    struct sockaddr_un a = {.sun_family = AF_UNIX};
+    struct wire_server *s = serve(state, 64, ASKED);
+    struct wire_req *r[ASKED];
+    uint8_t head[9];
+    int full = 0, busy_ones = 0;
+    const int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+    snprintf(a.sun_path, sizeof a.sun_path, "%s", url + strlen("ipc://"));
+    assert_int_equal(connect(fd, (struct sockaddr *)&a, sizeof a), 0);
+    assert_int_equal(write(fd, hello, sizeof hello), sizeof hello);
+    read_whole(fd, head, 8);
+    for (uint8_t i = 0; i < ASKED; i++) {
+        const uint8_t frame[] = {1, 0, 0, 0, 0, 0, 0, 0, 5, 0x80, 0, 0, i, 'x'};
+        assert_int_equal(write(fd, frame, sizeof frame), sizeof frame);
+        r[i] = take(s, state);
+    }
+    memset(big, 7, sizeof big);
+    for (int i = 0; i < ASKED; i++)
+        wire_reply(r[i], big, sizeof big);
+    for (int i = 0; i < ASKED; i++) {
+        size_t n = 0;
+        read_whole(fd, head, sizeof head);
+        for (int k = 1; k < 9; k++)
+            n = n << 8 | head[k];
+        assert_true(head[0] == 1 && n <= sizeof got);
+        read_whole(fd, got, n);
+        if (n == 4 + sizeof big && got[n - 1] == 7)
+            full++;
+        else if (n == 8 && memcmp(got + 4, "busy", 4) == 0)
+            busy_ones++;
+    }
+    assert_int_equal(full + busy_ones, ASKED);
+    assert_true(full >= 3 && full <= 6); /* 1 MiB, and what nng holds */
+    close(fd);
+    wire_close(s);
+}
+
 static void *blocking_caller(void *arg)
 {
     uint8_t *data;
@@ -351,6 +406,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(nobody, setup, teardown),
         cmocka_unit_test_setup_teardown(rebind, setup, teardown),
         cmocka_unit_test_setup_teardown(second_server, setup, teardown),
+        cmocka_unit_test_setup_teardown(slow_peer, setup, teardown),
         cmocka_unit_test_setup_teardown(many_threads, setup, teardown),
     };
 

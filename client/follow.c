@@ -100,7 +100,7 @@ static int ask(struct cli *cli, struct follow *f)
 static void take_over(struct follow *f, const struct msg_job_news *n)
 {
     f->since = n->last;
-    f->oldest = n->oldest;
+    f->thinned = n->thinned;
     f->over = n->over && !n->more;
     if (*n->state) {
         json_t *state = json_loads(n->state, 0, NULL);

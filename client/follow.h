@@ -12,7 +12,7 @@ struct follow {
     struct wire_call *call;
     int fd; /* becomes readable when an answer is there */
     uint64_t job, since, rev;
-    uint64_t oldest;  /* the oldest row the daemon still has */
+    uint64_t thinned; /* of rows up to this the daemon has only some */
     json_t *state;    /* the newest: as `show` gives it; NULL before the first news */
     bool waiting;     /* a request is held */
     int64_t again_ms; /* monotonic: not before, after BUSY or RETRY; 0: at once */

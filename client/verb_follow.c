@@ -48,7 +48,7 @@ struct watch {
     bool live;      /* a screen, not lines */
     bool lost;      /* alignd does not answer, and that was told */
     char told[600]; /* the state last told as a line */
-    uint64_t oldest_told;
+    bool thinned_told;
     int64_t drawn_ms; /* monotonic */
 };
 
@@ -128,11 +128,13 @@ static void tell_state(struct watch *w)
 
 static void tell_gap(struct watch *w, uint64_t since)
 {
-    uint64_t oldest = w->follow.oldest;
-    if (oldest > since + 1 && oldest != w->oldest_told && !w->live)
-        (void)fprintf(w->cli->notes, "alignctl: rows %llu to %llu were thinned out\n",
-                      (unsigned long long)since + 1, (unsigned long long)oldest - 1);
-    w->oldest_told = oldest;
+    if (w->follow.thinned > since && !w->thinned_told && !w->live) {
+        (void)fprintf(w->cli->notes,
+                      "alignctl: rows up to %llu were thinned out; metrics.jsonl in output_dir has "
+                      "them all\n",
+                      (unsigned long long)w->follow.thinned);
+        w->thinned_told = true;
+    }
 }
 
 static void take_news(struct watch *w, const struct msg_job_news *n, uint64_t since)

@@ -183,19 +183,21 @@ static void print_rows(struct cli *cli, const json_t *job, const struct msg_rows
     buf_free(&b);
 }
 
-static void tell_thinned(struct cli *cli, uint64_t since, uint64_t oldest)
+static void tell_thinned(struct cli *cli, uint64_t since, uint64_t thinned, bool *told)
 {
-    if (oldest > since + 1)
-        (void)fprintf(cli->notes,
-                      "alignctl: rows %llu to %llu were thinned out; metrics.jsonl in output_dir "
-                      "has them\n",
-                      (unsigned long long)since + 1, (unsigned long long)oldest - 1);
+    if (thinned <= since || *told)
+        return;
+    (void)fprintf(cli->notes,
+                  "alignctl: rows up to %llu were thinned out; metrics.jsonl in output_dir has "
+                  "them all\n",
+                  (unsigned long long)thinned);
+    *told = true;
 }
 
 static int all_pages(struct cli *cli, struct conn *c, uint64_t job, bool all)
 {
     uint64_t since = 0;
-    bool more = true;
+    bool more = true, told = false;
     while (more) {
         struct msg req = {.type = MSG_T_metrics,
                           .metrics = {.job = job, .since = since, .all = all}};
@@ -204,7 +206,7 @@ static int all_pages(struct cli *cli, struct conn *c, uint64_t job, bool all)
         if (r != CLI_OK)
             return r;
         const struct msg_page *p = &reply->page;
-        tell_thinned(cli, since, p->oldest);
+        tell_thinned(cli, since, p->thinned, &told);
         print_rows(cli, NULL, &p->rows);
         if (ferror(cli->out))
             r = err_set(&cli->err, CLI_ERROR, "cannot write to standard output");
@@ -220,13 +222,14 @@ static int all_pages(struct cli *cli, struct conn *c, uint64_t job, bool all)
 static int follow_rows(struct cli *cli, struct conn *c, uint64_t job)
 {
     struct follow f = {0};
+    bool told = false;
     int r = follow_open(cli, c, job, &f);
     while (r == CLI_OK && !f.over) {
         struct msg *news = NULL;
         uint64_t since = f.since;
         r = follow_next(cli, &f, 1000, &news);
         if (news) {
-            tell_thinned(cli, since, f.oldest);
+            tell_thinned(cli, since, f.thinned, &told);
             print_rows(cli, f.state, &news->job_news.rows);
         }
         codec_free(news);

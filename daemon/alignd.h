@@ -5,6 +5,7 @@
  *   held.c     requests that wait for something
  *   feed.c     the newest rows of jobs that run, for watchers
  *   reads.c    answers that need the disk, in the thread pool
+ *   tidy.c     when the store lets go of old rows and output
  *   recalls.c  requests about what only the store still knows
  *   gangs.c    launcher calls in the thread pool, one at a time per gang
  *   gpus.c     GPUs: what NVML says of them, told to the core
@@ -52,6 +53,11 @@ struct alignd {
     uv_prepare_t prepare;
     uv_timer_t retry;
     bool store_full;
+    bool tidying; /* the store's thread does, and not a batch                            */
+
+    /* tidy.c */
+    uv_timer_t tidy;
+    struct store_tidied tidied; /* since the last that was told                          */
 
     /* server.c */
     struct wire_server *servers[SOCKETS];
@@ -105,6 +111,12 @@ struct effect *effects_submitted(struct alignd *a);
 bool effects_clean(const struct alignd *a);
 /* What was decided before this core_age() is durable. */
 int64_t effects_durable_s(const struct alignd *a);
+/* Has the store tidy up a little; false: it has something else to do. Ends in tidy_done(). */
+bool effects_tidy(struct alignd *a, const struct store_keep *keep);
+
+/* ---- tidy.c ---- */
+void tidy_open(struct alignd *a);
+void tidy_done(struct alignd *a, int r, const struct store_tidied *what, const char *why);
 /* Sends m to the request once what the core holds now is durable. */
 void effects_reply_later(struct alignd *a, uint64_t request, const struct msg *m);
 /* The same for an answer that takes a while to make: a mark now, the frame (taken

@@ -19,6 +19,9 @@ struct committer {
     const struct effects *fx;
     const struct store_log *logs;
     size_t n_logs;
+    bool tidy;
+    struct store_keep keep;
+    struct store_tidied tidied;
     int r;
     struct err err;
 };
@@ -36,7 +39,8 @@ static void *work(void *arg)
         c->stage = STAGE_WORKING;
         pthread_mutex_unlock(&c->lock);
         struct err err = {""};
-        const int r = store_commit(c->store, c->fx, c->logs, c->n_logs, &err);
+        const int r = c->tidy ? store_tidy(c->store, &c->keep, &c->tidied, &err)
+                              : store_commit(c->store, c->fx, c->logs, c->n_logs, &err);
         pthread_mutex_lock(&c->lock);
         c->r = r;
         c->err = err;
@@ -96,11 +100,34 @@ int committer_start(struct committer *c, const struct effects *fx, const struct 
         c->fx = fx;
         c->logs = logs;
         c->n_logs = n_logs;
+        c->tidy = false;
         c->stage = STAGE_ASKED;
         pthread_cond_signal(&c->asked);
     }
     pthread_mutex_unlock(&c->lock);
     return r;
+}
+
+int committer_start_tidy(struct committer *c, const struct store_keep *keep)
+{
+    int r = 0;
+
+    pthread_mutex_lock(&c->lock);
+    if (c->stage != STAGE_IDLE) {
+        r = -EBUSY;
+    } else {
+        c->keep = *keep;
+        c->tidy = true;
+        c->stage = STAGE_ASKED;
+        pthread_cond_signal(&c->asked);
+    }
+    pthread_mutex_unlock(&c->lock);
+    return r;
+}
+
+const struct store_tidied *committer_tidied(const struct committer *c)
+{
+    return &c->tidied;
 }
 
 bool committer_busy(const struct committer *c)

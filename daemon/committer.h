@@ -6,6 +6,7 @@
 #include <stddef.h>
 
 #include "daemon/store.h"
+#include "daemon/store_tidy.h"
 
 struct committer;
 
@@ -18,8 +19,13 @@ void committer_close(struct committer *c);
 /* Hands over a batch, borrowed until its end was taken. -EBUSY: one is in flight. */
 int committer_start(struct committer *c, const struct effects *fx, const struct store_log *logs,
                     size_t n_logs);
+/* Has the thread tidy up a little (store_tidy.h) instead; *keep is copied. */
+int committer_start_tidy(struct committer *c, const struct store_keep *keep);
 bool committer_busy(const struct committer *c);
-/* -EAGAIN: not yet; 1: there is none; else *ret_r is what store_commit() returned. */
+/* -EAGAIN: not yet; 1: there is none; else *ret_r is what store_commit() or store_tidy()
+ * returned. */
 int committer_take(struct committer *c, int *ret_r, struct err *err);
+/* What was done by the tidying that was taken last. */
+const struct store_tidied *committer_tidied(const struct committer *c);
 
 #endif

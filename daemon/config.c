@@ -35,9 +35,11 @@ const char config_usage[] =
     "  --version, --help\n"
     "\n"
     "<state>/alignd.json may hold \"cpu_slots\", \"worker\", \"devices_dir\", \"log_level\",\n"
-    "\"operators\" (user names or numbers that may act on all jobs) and \"memory_keep\" (\"7d\":\n"
-    "how long ended jobs stay in memory). SIGHUP reads it again: log_level and operators take\n"
-    "effect, a change of the others is refused by name.\n";
+    "\"operators\" (user names or numbers that may act on all jobs), \"metrics_keep\" and\n"
+    "\"logs_keep\" (\"30d\": how long rows and output of ended jobs stay whole) and "
+    "\"memory_keep\"\n"
+    "(\"7d\": how long ended jobs stay in memory). SIGHUP reads it again: log_level, operators,\n"
+    "metrics_keep and logs_keep take effect, a change of the others is refused by name.\n";
 
 /* Magic numbers that linux/magic.h lacks. */
 enum { MAGIC_LUSTRE = 0x0BD00BD0, MAGIC_GPFS = 0x47504653, MAGIC_BEEGFS = 0x19830326 };
@@ -265,7 +267,10 @@ int config_duration(const char *text, int64_t *ret)
 /* 1: key is none of these. */
 static int take_keep(struct config *c, const char *key, const char *text, struct err *err)
 {
-    int64_t *const to = !strcmp(key, "memory_keep") ? &c->file.memory_keep_s : NULL;
+    int64_t *const to = !strcmp(key, "metrics_keep")  ? &c->metrics_keep_s
+                        : !strcmp(key, "logs_keep")   ? &c->logs_keep_s
+                        : !strcmp(key, "memory_keep") ? &c->file.memory_keep_s
+                                                      : NULL;
 
     if (!to)
         return 1;
@@ -299,7 +304,7 @@ static int take_key(struct config *c, const char *key, const json_t *v, struct e
     if (strcmp(key, "worker") && strcmp(key, "devices_dir") && strcmp(key, "log_level"))
         return err_set(err, -EINVAL,
                        "%s: unknown key; known are cpu_slots, worker, devices_dir, log_level, "
-                       "operators, memory_keep",
+                       "operators, metrics_keep, logs_keep, memory_keep",
                        key);
     if (!s)
         return err_set(err, -EINVAL, "%s: must be a string", key);
@@ -352,6 +357,7 @@ int config_read(int argc, char **argv, struct config **ret, struct err *err)
     if (!c)
         return -ENOMEM;
     c->log_level = LOG_INFO;
+    c->metrics_keep_s = c->logs_keep_s = CONFIG_KEEP_S;
     r = command_line(argc, argv, c, err);
     if (r == 0 && !c->state[0])
         r = default_state(c->state, err);
@@ -359,7 +365,7 @@ int config_read(int argc, char **argv, struct config **ret, struct err *err)
         r = absolute(c->state, "--state", err);
     if (r == 0 && !c->help && !c->version)
         r = read_file(c, err);
-    c->memory_keep_s = c->file.memory_keep_s ? c->file.memory_keep_s : 7 * 86400;
+    c->memory_keep_s = c->file.memory_keep_s ? c->file.memory_keep_s : CONFIG_MEMORY_KEEP_S;
     if (r == 0 && !c->devices_dir[0])
         r = copy(c->devices_dir, sizeof c->devices_dir,
                  devices && *devices ? devices : "/tmp/alignd-devices", "ALIGND_DEVICES_DIR", err);
@@ -393,6 +399,7 @@ int config_reload(struct config *c, struct err *err)
     *n = *c;
     n->file = (struct config_fixed){0};
     n->n_operators = 0;
+    n->metrics_keep_s = n->logs_keep_s = CONFIG_KEEP_S;
     if (!c->given.level)
         n->log_level = LOG_INFO;
     r = read_file(n, err);
@@ -408,6 +415,8 @@ int config_reload(struct config *c, struct err *err)
         r = err_set(err, -EINVAL, "%s cannot change while alignd runs; start it again", changed);
     if (r == 0) {
         c->log_level = n->log_level;
+        c->metrics_keep_s = n->metrics_keep_s;
+        c->logs_keep_s = n->logs_keep_s;
         memcpy(c->operators, n->operators, sizeof c->operators);
         c->n_operators = n->n_operators;
     }

@@ -10,7 +10,12 @@
 #include "proto/limit.h"
 #include "proto/log.h"
 
-enum { CONFIG_SLOTS_MAX = 256, CONFIG_OPERATORS = 64 };
+enum {
+    CONFIG_SLOTS_MAX = 256,
+    CONFIG_OPERATORS = 64,
+    CONFIG_MEMORY_KEEP_S = 7 * 86400, /* unless the file says otherwise */
+    CONFIG_KEEP_S = 30 * 86400,
+};
 #define CONFIG_FOREVER (INT64_MAX / 4)
 
 struct config_given { /* on the command line: wins over the file */
@@ -41,7 +46,8 @@ struct config {
     mode_t umask;   /* that alignd was started with: what gangs write follows it           */
     struct config_given given;
     struct config_fixed file;
-    int64_t memory_keep_s; /* ended jobs leave the memory after so long; CONFIG_FOREVER: never */
+    int64_t memory_keep_s;               /* ended jobs leave the memory after so long  */
+    int64_t metrics_keep_s, logs_keep_s; /* reloadable: rows and output of ended jobs  */
 };
 
 /* "90s", "5m", "12h", "30d", "2w" or "forever" as seconds, at least 1. -EINVAL. */

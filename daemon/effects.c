@@ -167,7 +167,7 @@ static void carry_out(struct alignd *a, struct batch *b)
 
 static void flush(struct alignd *a)
 {
-    while (!a->flying && !a->retrying && !batch_empty(a->open)) {
+    while (!a->flying && !a->retrying && !a->tidying && !batch_empty(a->open)) {
         struct batch *b = a->open;
         const bool stored = b->fx.rows > 0 || b->n_logs > 0;
         a->open = batch_new(a);
@@ -223,6 +223,11 @@ static void on_committed(uv_async_t *h)
 
     if (committer_take(a->committer, &r, &err) != 0)
         return;
+    if (a->tidying) { /* what has come meanwhile is flushed before the loop waits again */
+        a->tidying = false;
+        tidy_done(a, r, committer_tidied(a->committer), err.text);
+        return;
+    }
     if (r == -ENOSPC) {
         disk_full(a, err.text);
         return;
@@ -291,6 +296,14 @@ void effects_step(struct alignd *a, const struct event *ev)
 bool effects_clean(const struct alignd *a)
 {
     return !a->flying && !a->retrying && batch_empty(a->open);
+}
+
+bool effects_tidy(struct alignd *a, const struct store_keep *keep)
+{
+    if (!effects_clean(a) || a->tidying || committer_start_tidy(a->committer, keep) < 0)
+        return false;
+    a->tidying = true;
+    return true;
 }
 
 int64_t effects_durable_s(const struct alignd *a)

@@ -412,6 +412,7 @@ static int start(struct alignd *a, struct err *err)
         return r;
     start_timers(a);
     r = effects_open(a);
+    tidy_open(a);
     if (r == 0)
         r = gpus_open(a);
     if (r == 0)

@@ -94,17 +94,16 @@ static uint32_t row_limit(uint64_t max)
 static int do_rows(struct read *r, struct store_reader *db)
 {
     struct msg m = {.type = MSG_T_page};
-    uint64_t last, oldest;
-    bool more;
-    const int e = store_read_rows(db, r->job, r->since, r->all, row_limit(r->max), &r->rows, &last,
-                                  &more, &oldest);
+    struct store_span span;
+    const int e = store_read_rows(db, r->job, r->since, r->all, row_limit(r->max), &r->rows, &span);
 
     if (e < 0)
         return e;
     m.page.rows = (struct msg_rows){r->rows.v, r->rows.n};
-    m.page.last = last;
-    m.page.more = more;
-    m.page.oldest = oldest;
+    m.page.last = span.last;
+    m.page.more = span.more;
+    m.page.oldest = span.oldest;
+    m.page.thinned = span.thinned;
     return encode(r, &m);
 }
 
@@ -178,13 +177,13 @@ static int do_news(struct read *r, struct store_reader *db)
 {
     const struct reads_news *n = &r->news;
     struct msg m = {.type = MSG_T_job_news};
-    uint64_t last = n->last, oldest = 0;
-    bool more = false;
+    struct store_span span = {.last = n->last};
     int e = 0;
 
     if (!n->rows)
-        e = store_read_rows(db, r->job, n->since, false, LIMIT_REPORT_BATCH, &r->rows, &last, &more,
-                            &oldest);
+        e = store_read_rows(db, r->job, n->since, false, LIMIT_REPORT_BATCH, &r->rows, &span);
+    if (n->job_over && !span.more && span.last < n->seq)
+        span.last = n->seq; /* there is nothing after it, whatever became of that row */
     if (e == 0 && r->head)
         e = whole_job(r, db);
     if (e < 0)
@@ -193,10 +192,11 @@ static int do_news(struct read *r, struct store_reader *db)
     m.job_news.rev = n->rev;
     m.job_news.state = r->head ? r->head->data : "";
     m.job_news.rows = (struct msg_rows){r->rows.v, r->rows.n};
-    m.job_news.last = last;
-    m.job_news.more = more;
-    m.job_news.oldest = oldest;
-    m.job_news.over = n->job_over && last >= n->seq && !more;
+    m.job_news.last = span.last;
+    m.job_news.more = span.more;
+    m.job_news.oldest = span.oldest;
+    m.job_news.thinned = span.thinned;
+    m.job_news.over = n->job_over && span.last >= n->seq && !span.more;
     return encode(r, &m);
 }
 

@@ -63,7 +63,7 @@ static const char *const schema_steps[SCHEMA_VERSION] = {
 
     /* 2: what is kept for how long. ended_s: mark.age_s when it ended, NULL: it has not.
      * Rows with seq <= thin_seq were thinned, thin_every: one in so many stayed (0, 1: all);
-     * output of attempts <= log_cut was cut */
+     * output of attempts <= log_cut was cut (store_tidy.h) */
     "ALTER TABLE job ADD COLUMN ended_s INTEGER;"
     "ALTER TABLE job ADD COLUMN thin_seq INTEGER NOT NULL DEFAULT 0;"
     "ALTER TABLE job ADD COLUMN thin_every INTEGER NOT NULL DEFAULT 0;"

@@ -129,6 +129,7 @@ struct store {
     bool ballast;        /* it lies there */
     int64_t ballast_s;   /* when its return was last tried */
     bool checkpoint_bad; /* said so already */
+    struct store_tidier *tidier;
 };
 
 /* ---- SQLite's ways ---- */
@@ -428,6 +429,7 @@ void store_close(struct store *s)
 {
     if (!s)
         return;
+    store_tidy_close(s->tidier);
     for (int i = 0; i < STMTS; i++)
         sqlite3_finalize(s->q[i]);
     sqlite3_close(s->db);
@@ -456,6 +458,11 @@ const char *store_path(const struct store *s)
 sqlite3 *store_db(struct store *s)
 {
     return s->db;
+}
+
+struct store_tidier **store_tidier(struct store *s)
+{
+    return &s->tidier;
 }
 
 /* ---- a batch ---- */

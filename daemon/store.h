@@ -52,11 +52,16 @@ int store_commit(struct store *s, const struct effects *fx, const struct store_l
 int store_reader_open(const char *path, struct store_reader **ret, struct err *err);
 void store_reader_close(struct store_reader *r);
 
+struct store_span {
+    uint64_t last;    /* highest seq looked at, >= since                                  */
+    uint64_t oldest;  /* the lowest there is; 0: none                                     */
+    uint64_t thinned; /* of rows up to this only some are there; 0: all are               */
+    bool more;        /* there are more after `last`                                      */
+};
 /* Rows of a job with seq > since, oldest first, at most max; without `all` only
- * those that count, and rewinds. *ret_last: highest seq looked at (>= since), *ret_more:
- * there are more after it, *ret_oldest: the lowest seq there is (0: none). */
+ * those that count, and rewinds. */
 int store_read_rows(struct store_reader *r, uint64_t job, uint64_t since, bool all, uint32_t max,
-                    struct row_page *ret, uint64_t *ret_last, bool *ret_more, uint64_t *ret_oldest);
+                    struct row_page *ret, struct store_span *ret_span);
 
 /* Up to cap bytes of output from `offset` (negative: from the end) on. *ret_at is
  * where they begin, *ret_size how much there is. */

@@ -45,6 +45,11 @@ struct store_reader {
 
 sqlite3 *store_db(struct store *s); /* the writer's connection */
 
+/* store_tidy.c's, made when first needed and closed with the store. */
+struct store_tidier;
+struct store_tidier **store_tidier(struct store *s);
+void store_tidy_close(struct store_tidier *t); /* NULL is a no-op */
+
 /* 0 for OK, ROW and DONE; -ENOSPC for a full disk, by whatever name it comes;
  * -ENOMEM, -EIO; the sentence says what SQLite said. */
 int store_db_err(sqlite3 *db, int rc, struct err *err);

@@ -9,7 +9,8 @@
 static const char *const sql[READ_STMTS] = {
     [R_ROWS] = "SELECT seq, attempt, n, step, wall_ms, kind, superseded, names, vals FROM report"
                " WHERE job = ? AND seq > ? ORDER BY seq LIMIT ?",
-    [R_BOUNDS] = "SELECT min(seq) FROM report WHERE job = ?",
+    [R_BOUNDS] = "SELECT (SELECT min(seq) FROM report WHERE job = ?1),"
+                 " (SELECT thin_seq FROM job WHERE id = ?1 AND thin_every > 1)",
     [R_NAMES] = "SELECT names FROM names WHERE job = ? AND id = ?",
     [R_LOG] = "SELECT at, bytes FROM log WHERE job = ? AND attempt = ? AND rank = ? AND at >="
               " coalesce((SELECT max(at) FROM log WHERE job = ?1 AND attempt = ?2 AND rank = ?3"
@@ -140,29 +141,29 @@ static int read_row(struct store_reader *r, uint64_t job, bool all, sqlite3_stmt
 }
 
 int store_read_rows(struct store_reader *r, uint64_t job, uint64_t since, bool all, uint32_t max,
-                    struct row_page *ret, uint64_t *ret_last, bool *ret_more, uint64_t *ret_oldest)
+                    struct row_page *ret, struct store_span *span)
 {
     sqlite3_stmt *q = r->q[R_ROWS], *b = r->q[R_BOUNDS];
     uint32_t seen = 0;
     int rc, e = 0;
 
-    *ret_last = since;
-    *ret_more = false;
-    *ret_oldest = 0;
-    if (store_db_bind(b, "i", (int64_t)job) == 0 && sqlite3_step(b) == SQLITE_ROW)
-        *ret_oldest = (uint64_t)sqlite3_column_int64(b, 0);
+    *span = (struct store_span){.last = since};
+    if (store_db_bind(b, "i", (int64_t)job) == 0 && sqlite3_step(b) == SQLITE_ROW) {
+        span->oldest = (uint64_t)sqlite3_column_int64(b, 0);
+        span->thinned = (uint64_t)sqlite3_column_int64(b, 1);
+    }
     sqlite3_reset(b);
     if (store_db_bind(q, "iii", (int64_t)job, (int64_t)since, (int64_t)max + 1) < 0)
         return -ENOMEM;
     while (e == 0 && (rc = sqlite3_step(q)) == SQLITE_ROW) {
         if (seen == max) {
-            *ret_more = true;
+            span->more = true;
             break;
         }
-        e = read_row(r, job, all, q, ret, ret_last);
+        e = read_row(r, job, all, q, ret, &span->last);
         seen++;
     }
-    if (e == 0 && !*ret_more)
+    if (e == 0 && !span->more)
         e = store_db_err(r->db, rc, NULL);
     sqlite3_reset(q);
     sqlite3_reset(r->q[R_NAMES]);

@@ -189,7 +189,8 @@ struct msg_rows {
     F(rows, rows, must, LIMIT_REPORT_BATCH + 1, "oldest first") \
     F(u64, last, must, 0, "ask with since = last next time")    \
     F(flag, more, may, 0, "more are there already")             \
-    F(u64, oldest, may, 0, "the oldest seq kept; > since + 1: rows between were thinned")
+    F(u64, oldest, may, 0, "the oldest seq kept")               \
+    F(u64, thinned, may, 0, "of rows up to this seq only some were kept; 0: all are there")
 #define MSG_logs(F)                                                                     \
     F(u64, job, must, 0, "which")                                                       \
     F(u64, attempt, may, 0, "0: the newest")                                            \
@@ -214,7 +215,8 @@ struct msg_rows {
     F(u64, last, must, 0, "ask with since = last next time")                                 \
     F(flag, more, may, 0, "more rows are there already")                                     \
     F(u64, oldest, may, 0, "the oldest seq kept")                                            \
-    F(flag, over, may, 0, "the job is over and every row was sent")
+    F(flag, over, may, 0, "the job is over and every row was sent")                          \
+    F(u64, thinned, may, 0, "of rows up to this seq only some were kept; 0: all are there")
 #define MSG_watch_queue(F) \
     F(u64, rev, may, 0, "the newest state known; 0: everything but what ended long ago")
 #define MSG_queue_news(F)                                                                     \

@@ -86,6 +86,8 @@ static void file(void **state)
         "{\"operators\": [-1]}",
         "{\"log_level\": \"loud\"}",
         "{\"memory_keep\": 7}",
+        "{\"metrics_keep\": \"0d\"}",
+        "{\"logs_keep\": null}",
         "{\"memory_keep\": \"7\"}",
         "[]",
         "{",
@@ -131,6 +133,32 @@ static void durations(void **state)
     }
     assert_int_equal(config_duration("forever", &s), 0);
     assert_int_equal(s, CONFIG_FOREVER);
+}
+
+/* What is kept for how long may change, but memory_keep. */
+static void keeps(void **state)
+{
+    struct config *c;
+    struct err err;
+
+    (void)state;
+    put("{\"cpu_slots\": 3}");
+    assert_int_equal(read_with(NULL, NULL, &c, &err), 0);
+    assert_int_equal(c->memory_keep_s, 7 * 86400);
+    assert_int_equal(c->metrics_keep_s, 30 * 86400);
+    put("{\"cpu_slots\": 3, \"log_level\": \"warn\", \"metrics_keep\": \"2w\", \"logs_keep\": "
+        "\"forever\"}");
+    assert_int_equal(config_reload(c, &err), 0);
+    assert_int_equal(c->metrics_keep_s, 14 * 86400);
+    assert_true(c->logs_keep_s == CONFIG_FOREVER);
+    put("{\"cpu_slots\": 3, \"log_level\": \"warn\"}"); /* no more: as if it had never been */
+    assert_int_equal(config_reload(c, &err), 0);
+    assert_int_equal(c->logs_keep_s, 30 * 86400);
+    put("{\"cpu_slots\": 3, \"log_level\": \"warn\", \"memory_keep\": \"1d\"}");
+    assert_int_equal(config_reload(c, &err), -EINVAL);
+    assert_non_null(strstr(err.text, "memory_keep"));
+    assert_int_equal(c->memory_keep_s, 7 * 86400);
+    config_free(c);
 }
 
 static void reloaded(void **state)
@@ -219,6 +247,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(options, setup, teardown),
         cmocka_unit_test_setup_teardown(file, setup, teardown),
         cmocka_unit_test(durations),
+        cmocka_unit_test_setup_teardown(keeps, setup, teardown),
         cmocka_unit_test_setup_teardown(reloaded, setup, teardown),
         cmocka_unit_test_setup_teardown(reloaded_beside_options, setup, teardown),
         cmocka_unit_test_setup_teardown(state_folder, setup, teardown),

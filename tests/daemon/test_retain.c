@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <sqlite3.h>
@@ -205,12 +206,128 @@ static void old_watched(void **state)
     codec_free(r);
 }
 
+static int by_value(const void *a, const void *b)
+{
+    const double x = *(const double *)a, y = *(const double *)b;
+
+    return (x > y) - (x < y);
+}
+
+static double seconds(void)
+{
+    struct timespec ts;
+
+    clock_gettime(CLOCK_MONOTONIC, &ts);
+    return (double)ts.tv_sec + (double)ts.tv_nsec * 1e-9;
+}
+
+enum { SUBMITS = 150 };
+
+/* How long submits take, one after the other. */
+static void time_submits(struct world *w, uint8_t from, const char *what)
+{
+    static double took[SUBMITS];
+
+    for (int i = 0; i < SUBMITS; i++) {
+        struct msg m = world_submission(from, "held", "{\"play\":{\"steps\":1}}");
+        m.submit.hold = true;
+        memcpy(m.submit.key.b, &i, sizeof i);
+        const double begin = seconds();
+        struct msg *r = world_ask(w, &m);
+        took[i] = seconds() - begin;
+        assert_int_equal(r->type, MSG_T_submitted);
+        codec_free(r);
+        usleep(5000);
+    }
+    qsort(took, SUBMITS, sizeof took[0], by_value);
+    print_message("submits %s: median %.1f ms, 95 of 100 within %.1f ms, longest %.1f ms\n", what,
+                  took[SUBMITS / 2] * 1e3, took[SUBMITS * 95 / 100] * 1e3, took[SUBMITS - 1] * 1e3);
+}
+
+/* Rows of an old job are thinned and its output is cut while alignd serves; those who come
+ * late see gaps, not errors; it can go on. */
+static void thinned(void **state)
+{
+    struct world *w = *state;
+    const uint64_t all = 1502; /* a start, 1,500 steps, a summary */
+    struct msg m = {.type = MSG_T_metrics, .metrics.job = 1}, *r;
+    uint64_t last = 0, rows = 0;
+
+    world_submit(w, 1, "long", "{\"play\":{\"steps\":1500}}");
+    world_wait_for(w, 1, "COMPLETED", 1500);
+    world_wait_until_gone(w, 1);
+    time_submits(w, 2, "without tidying");
+    sql(w, "WITH RECURSIVE n(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i < 199)"
+           " INSERT INTO log SELECT 1, 1, 0, 23 + i * 50000, zeroblob(50000) FROM n");
+    const sqlite3_int64 pages = sql(w, "PRAGMA page_count");
+    age(w, 31);
+    while (sql(w, "SELECT thin_seq FROM job WHERE id = 1") == 0)
+        usleep(5000);
+    time_submits(w, 3, "while tidying");
+    for (int i = 0; sql(w, "SELECT log_cut FROM job WHERE id = 1") == 0 ||
+                    sql(w, "PRAGMA freelist_count") > 256;
+         i++) {
+        assert_true(i < 3000);
+        usleep(10000);
+    }
+    assert_true(sql(w, "PRAGMA page_count") < pages - 2000);
+
+    for (bool more = true; more;) {
+        m.metrics.since = last;
+        r = world_ask(w, &m);
+        assert_int_equal(r->type, MSG_T_page);
+        assert_int_equal(r->page.thinned, all);
+        for (size_t i = 0; i < r->page.rows.n; i++) {
+            const struct msg_row *row = &r->page.rows.v[i];
+            assert_true(row->seq > last && row->n == row->seq);
+            assert_true(row->kind != MSG_ROW_TRAIN || row->values[0] == 1.0 / (double)row->step);
+            last = row->seq;
+            rows++;
+        }
+        more = r->page.more;
+        codec_free(r);
+    }
+    assert_int_equal(last, all);
+    assert_true(rows > 256 && rows < all / 2);
+    m = (struct msg){.type = MSG_T_logs, .logs.job = 1};
+    r = world_ask(w, &m);
+    assert_int_equal(r->type, MSG_T_chunk);
+    assert_true(r->chunk.offset > 9000000 && r->chunk.size == 23 + 200 * 50000);
+    codec_free(r);
+
+    m = (struct msg){.type = MSG_T_watch_job, .watch_job.job = 1};
+    world_wait_until_gone(w, 999);
+    assert_int_equal(wire_dial(w->watch_url, 0, &w->watch, NULL), 0);
+    for (bool over = false; !over;) {
+        r = world_ask_on(w->watch, &m);
+        assert_int_equal(r->type, MSG_T_job_news);
+        rows -= r->job_news.rows.n;
+        assert_int_equal(r->job_news.thinned, all);
+        m.watch_job.since = r->job_news.last;
+        m.watch_job.rev = r->job_news.rev;
+        over = r->job_news.over;
+        codec_free(r);
+    }
+    assert_int_equal(rows, 0);
+    assert_int_equal(m.watch_job.since, all);
+
+    m = (struct msg){.type = MSG_T_resume, .resume = {.key = world_key(9), .job = 1}};
+    m.resume.user_spec = "{\"name\":\"x\"}";
+    m.resume.resolved = "{\"play\":{\"steps\":1600}}";
+    m.resume.steps = 1600;
+    change(w, &m, "CONFIGURING");
+    world_wait_for(w, 1, "COMPLETED", 1600);
+    assert_int_equal(sql(w, "SELECT min(seq) FROM report WHERE job = 1 AND attempt = 2"), all + 1);
+    assert_int_equal(sql(w, "SELECT max(n) FROM report WHERE job = 1 AND attempt = 2"), 1602);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(old_jobs, world_setup, world_teardown),
         cmocka_unit_test_setup_teardown(old_requests, world_setup, world_teardown),
         cmocka_unit_test_setup_teardown(old_watched, world_setup, world_teardown),
+        cmocka_unit_test_setup_teardown(thinned, world_setup, world_teardown),
     };
     signal(SIGPIPE, SIG_IGN);
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -214,19 +214,18 @@ static void rows(void **state)
     struct effects fx = {0};
     struct store_reader *r;
     struct row_page p = {0};
-    uint64_t last, oldest;
-    bool more;
+    struct store_span span;
 
     submit(w, 1, "first", &fx);
     report(w, 1, 4, &fx);
     report(w, 5, 2, &fx);
     commit(w, &fx, NULL, 0);
     r = reader(w);
-    assert_int_equal(store_read_rows(r, 1, 0, false, 256, &p, &last, &more, &oldest), 0);
+    assert_int_equal(store_read_rows(r, 1, 0, false, 256, &p, &span), 0);
     assert_int_equal(p.n, 6);
-    assert_int_equal(last, 6);
-    assert_int_equal(oldest, 1);
-    assert_false(more);
+    assert_int_equal(span.last, 6);
+    assert_int_equal(span.oldest, 1);
+    assert_false(span.more);
     assert_int_equal(p.v[0].kind, MSG_ROW_START);
     assert_int_equal(p.v[0].n_values, 0);
     assert_int_equal(p.v[1].n_values, 2);
@@ -235,15 +234,15 @@ static void rows(void **state)
     assert_ptr_equal(p.v[5].names, p.v[1].names);
     row_page_fini(&p);
 
-    assert_int_equal(store_read_rows(r, 1, 2, false, 3, &p, &last, &more, &oldest), 0);
+    assert_int_equal(store_read_rows(r, 1, 2, false, 3, &p, &span), 0);
     assert_int_equal(p.n, 3);
     assert_int_equal(p.v[0].seq, 3);
-    assert_int_equal(last, 5);
-    assert_true(more);
+    assert_int_equal(span.last, 5);
+    assert_true(span.more);
     row_page_fini(&p);
-    assert_int_equal(store_read_rows(r, 9, 0, false, 3, &p, &last, &more, &oldest), 0);
+    assert_int_equal(store_read_rows(r, 9, 0, false, 3, &p, &span), 0);
     assert_int_equal(p.n, 0);
-    assert_int_equal(oldest, 0);
+    assert_int_equal(span.oldest, 0);
     store_reader_close(r);
 
     fx = (struct effects){0};
@@ -251,11 +250,11 @@ static void rows(void **state)
         (struct fx_rewind){.job = 1, .seq = 7, .attempt = 2, .step = 3};
     commit(w, &fx, NULL, 0);
     r = reader(w);
-    assert_int_equal(store_read_rows(r, 1, 0, false, 256, &p, &last, &more, &oldest), 0);
+    assert_int_equal(store_read_rows(r, 1, 0, false, 256, &p, &span), 0);
     assert_int_equal(p.n, 5); /* steps 0..3 and the rewind */
     assert_int_equal(p.v[4].kind, MSG_ROW_REWIND);
     row_page_fini(&p);
-    assert_int_equal(store_read_rows(r, 1, 0, true, 256, &p, &last, &more, &oldest), 0);
+    assert_int_equal(store_read_rows(r, 1, 0, true, 256, &p, &span), 0);
     assert_int_equal(p.n, 7);
     assert_true(p.v[5].superseded && !p.v[3].superseded);
     row_page_fini(&p);
@@ -267,9 +266,8 @@ static void many_names(void **state)
     struct world *w = *state;
     struct effects fx = {0};
     struct row_page p = {0};
-    uint64_t last, oldest;
+    struct store_span span;
     struct store_reader *r;
-    bool more;
 
     for (int i = 0; i < 100; i++) { /* more lists of names than are remembered */
         char name[16];
@@ -292,7 +290,7 @@ static void many_names(void **state)
     }
     commit(w, &fx, NULL, 0);
     r = reader(w);
-    assert_int_equal(store_read_rows(r, 2, 0, false, 256, &p, &last, &more, &oldest), 0);
+    assert_int_equal(store_read_rows(r, 2, 0, false, 256, &p, &span), 0);
     assert_int_equal(p.n, 50);
     for (size_t i = 0; i < p.n; i++) {
         char name[16];

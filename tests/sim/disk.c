@@ -5,6 +5,7 @@
 
 #include "tests/support/test.h"
 
+#include "daemon/thin.h"
 #include "tests/sim/disk.h"
 
 #define ID(x) ((unsigned long long)(x))
@@ -128,14 +129,12 @@ static struct disk_row *add_row(struct disk_job *j, uint64_t seq)
 static void put_report(struct disk *d, const struct fx_report *r)
 {
     struct disk_job *j = disk_job(d, r->job);
-    uint64_t last = 0;
+    uint64_t *last = &j->last_n[r->attempt <= DISK_ATTEMPTS ? r->attempt : 0];
 
-    for (size_t i = 0; i < j->n_rows; i++)
-        if (j->rows[i].attempt == r->attempt && j->rows[i].n > last)
-            last = j->rows[i].n;
-    if (r->n != last + 1)
+    if (r->n != *last + 1)
         fail_msg("job %llu attempt %u: report %llu after %llu", ID(r->job), r->attempt, ID(r->n),
-                 ID(last));
+                 ID(*last));
+    *last = r->n;
     if (r->bytes != sizeof(r->step) || memcmp(r->vals, &r->step, sizeof(r->step)) != 0)
         fail_msg("job %llu attempt %u: report %llu has other values", ID(r->job), r->attempt,
                  ID(r->n));
@@ -386,6 +385,25 @@ struct core *disk_restore(struct disk *d, const struct core_opts *opts)
     if (r < 0)
         fail_msg("restore: %s", err.text);
     return c;
+}
+
+void disk_tidy(struct disk *d, uint64_t job, int64_t age_s, int64_t keep_s, uint64_t every,
+               uint64_t rows)
+{
+    struct disk_job *j = disk_job(d, job);
+    const uint64_t to = j->thin_seq + rows < j->row.seq ? j->thin_seq + rows : j->row.seq;
+    size_t kept = 0;
+
+    if (!j->there || j->row.ended_s < 0 || j->row.ended_s > age_s - keep_s || to <= j->thin_seq)
+        return;
+    for (size_t i = 0; i < j->n_rows; i++) {
+        const struct disk_row *r = &j->rows[i];
+        if (r->seq <= j->thin_seq || r->seq > to || r->n == 0 ||
+            thin_keeps(r->kind, r->n, j->attempt[r->attempt].last_report, every))
+            j->rows[kept++] = *r;
+    }
+    j->n_rows = kept;
+    j->thin_seq = to;
 }
 
 void disk_recall(struct disk *d, uint64_t job, const struct event_request *req,

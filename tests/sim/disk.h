@@ -32,6 +32,7 @@ struct disk_job {
     char gang_device[LIMIT_RANKS][16];
     const char *gang_name[LIMIT_RANKS];
     struct disk_row *rows;
+    uint64_t last_n[DISK_ATTEMPTS + 1]; /* newest report of each attempt               */
     size_t n_rows, cap_rows;
     int n_values;
     struct {
@@ -39,6 +40,7 @@ struct disk_job {
         char key[8];
         uint64_t value;
     } value[DISK_VALUES];
+    uint64_t thin_seq;      /* rows up to it were thinned                                  */
     unsigned ends, resumes; /* how often it went to an end, and back                  */
     unsigned node_fails;    /* since then, but those that a faulty device explains    */
 };
@@ -67,6 +69,10 @@ bool disk_dropped(const struct disk *d, const struct event_request *r);
 /* What the store says when the core asks (store_read_recall). */
 void disk_recall(struct disk *d, uint64_t job, const struct event_request *req,
                  struct event_recall *ret);
+/* What the store's thread does between two commits: thins some rows of a job that ended
+ * keep_s ago, one training row in `every` staying. */
+void disk_tidy(struct disk *d, uint64_t job, int64_t age_s, int64_t keep_s, uint64_t every,
+               uint64_t rows);
 void disk_fini(struct disk *d);
 
 struct disk_job *disk_job(struct disk *d, uint64_t id);

@@ -76,12 +76,13 @@ MUTANTS = {
         'core_recall.c', '{a->last_report, a->resume_step, a->exit_known}', '{.resume_step = -1}'),
     'recall_of_what_is_known': ('core_recall.c', '!core_forgotten(c, row->id) || ', ''),
     'resumed_job_forgotten': ('core.c', 'n->job.ended_s = -1;', ';'),
+    'newest_row_thinned': ('thin.c', ' || n + 3 > last', ''),
     'output_dir_shared': ('core_client.c', 'if (!owner)\n        return false;',
                           'return false;'),
 }
 CORE = ['core.c', 'core_client.c', 'core_device.c', 'core_gang.c', 'core_jobs.c',
         'core_live.c', 'core_recall.c', 'core_restore.c', 'core_view.c',
-        'core_worker.c', 'event.c', 'fault.c', 'job.c', 'place.c', 'queue.c', 'request.c']
+        'core_worker.c', 'event.c', 'fault.c', 'job.c', 'place.c', 'queue.c', 'request.c', 'thin.c']
 SIM = ['disk.c', 'gangs.c', 'world.c', 'test_core_sim.c']
 SEEDS = 3000
 

@@ -712,6 +712,9 @@ static void turn(struct world *w)
         deliver(w);
     if (w->core && chance(w, 4))
         tick(w);
+    if (w->core && w->n_queue == 0 && w->open.n == 0 && world_one_in(w, w->tidy_in))
+        disk_tidy(&w->disk, 1 + world_rnd(w) % DISK_JOBS, core_age(w->core), w->metrics_keep_s,
+                  2 + world_rnd(w) % 4, 1 + world_rnd(w) % 20);
     if (w->core && chance(w, 2))
         seal(w);
     if (w->core && chance(w, 2))
@@ -836,6 +839,12 @@ static void check_rows(struct world *w, uint64_t id)
         if (r->n && !r->superseded && r->kind == JOB_REPORT_TRAIN)
             seen[r->step]++;
     }
+    if (j->n_rows && j->thin_seq && j->rows[j->n_rows - 1].seq != j->row.seq)
+        fail_msg("job %llu: its newest row was thinned", ID(id));
+    for (int64_t s = 1; s <= j->row.steps && j->thin_seq; s++)
+        if (seen[s] > 1)
+            fail_msg("job %llu: step %lld has %u live rows", ID(id), (long long)s, seen[s]);
+    lost |= j->thin_seq > 0;
     if (j->row.state != JOB_COMPLETED || lost)
         return;
     for (int64_t s = 1; s <= j->row.steps; s++)
@@ -909,6 +918,8 @@ void world_run(struct world *w, uint64_t seed, bool trace)
     w->ended_keep_s = 1u << (world_rnd(w) % 12);
     w->request_keep_s = 1u << (world_rnd(w) % 12);
     w->sweep_s = 1u << (world_rnd(w) % 6);
+    w->metrics_keep_s = 1u << (world_rnd(w) % 12);
+    w->tidy_in = 1u << (world_rnd(w) % 8);
     const unsigned turns = 16u << (world_rnd(w) % 8); /* short lives end in odd places */
     if (chance(w, 4))
         add_stray(w);

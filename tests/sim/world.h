@@ -95,6 +95,8 @@ struct world {
     int64_t open_s, queue_s[WORLD_BATCHES]; /* core_age() when each was opened         */
     unsigned n_queue;
     int64_t ended_keep_s, request_keep_s, sweep_s; /* core_opts                        */
+    int64_t metrics_keep_s;
+    unsigned tidy_in;
     unsigned full; /* commits that will still fail for want of space                   */
     bool full_told;
     struct disk disk;

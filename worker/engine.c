@@ -40,8 +40,9 @@ static int arena_open(struct engine *e, const struct engine_opts *o, struct err 
     e->bytes = p.total;
     e->host_index = malloc(engine_index_bytes(e));
     e->host_coef = malloc((size_t)e->max_head * sizeof(float));
+    e->host_out = malloc(5 * (size_t)e->max_head * sizeof(float));
     e->host_head_back = malloc((size_t)e->max_head * sizeof(int32_t));
-    if (!e->host_index || !e->host_coef || !e->host_head_back)
+    if (!e->host_index || !e->host_coef || !e->host_out || !e->host_head_back)
         return err_set(err, -ENOMEM, "out of memory for index arrays");
     return 0;
 }
@@ -260,6 +261,7 @@ void engine_close(struct engine *e)
     e->ops->free(e->ctx, e->arena);
     free(e->host_head_back);
     free(e->host_coef);
+    free(e->host_out);
     free(e->host_index);
     free(e->kept);
     free(e->layers);

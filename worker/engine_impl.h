@@ -70,15 +70,15 @@ struct engine {
     void *x_head, *h_head; /* (chunk, hidden)                                          */
     float *rstd_head;      /* (chunk)                                                  */
     float *z;              /* (chunk, vocab) logits                                    */
-    float *out;            /* (4, max_head) logp, lse, sum_z, sum_pz                   */
-    int32_t *hit;          /* (max_head)                                               */
+    float *out;            /* (5, head rows of the batch) logp, lse, sum_z, sum_pz, and
+                              hit as int32: one copy up                                */
     float *coef;           /* (max_head)                                               */
     void *index;           /* engine_index's block                                     */
 
     void *arena; /* everything above but weights                                       */
     size_t bytes;
     void *host_index; /* staging                                                       */
-    float *host_coef;
+    float *host_coef, *host_out;
     int32_t *host_head_back; /* (max_head) the kept batch's head_back                  */
 
     const struct batch *kept_batch; /* whose backward may follow; NULL: none           */

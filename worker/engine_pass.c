@@ -378,7 +378,7 @@ static int head_rows(const struct pass *p, int64_t r0, int64_t n)
     const struct kn_mat x_out = mat(e, e->x_out, p->t, e->c.hidden, e->ld_d);
     const struct kn_mat z = {e->z, n, e->c.vocab, e->ld_v, KN_F32};
     struct kn_mat dz = z;
-    const int64_t m = e->max_head;
+    const int64_t m = p->b->n_head;
     int r;
 
     if ((r = e->ops->gather(
@@ -387,15 +387,16 @@ static int head_rows(const struct pass *p, int64_t r0, int64_t n)
         (r = e->ops->linear_fwd(
              e->ctx,
              &(struct kn_linear_fwd){.y = z, .x = h, .w = e->head, .x_room = h.ld - h.cols})) < 0 ||
-        (r = e->ops->logprob(e->ctx, &(struct kn_logprob){.z = z,
-                                                          .target = p->ix.head_target + r0,
-                                                          .logp = e->out + r0,
-                                                          .lse = e->out + m + r0,
-                                                          .sum_z = e->out + 2 * m + r0,
-                                                          .sum_pz = e->out + 3 * m + r0,
-                                                          .hit = e->hit + r0,
-                                                          .grad = p->keep,
-                                                          .grad_dtype = e->dtype})) < 0)
+        (r = e->ops->logprob(e->ctx,
+                             &(struct kn_logprob){.z = z,
+                                                  .target = p->ix.head_target + r0,
+                                                  .logp = e->out + r0,
+                                                  .lse = e->out + m + r0,
+                                                  .sum_z = e->out + 2 * m + r0,
+                                                  .sum_pz = e->out + 3 * m + r0,
+                                                  .hit = (int32_t *)(void *)(e->out + 4 * m + r0),
+                                                  .grad = p->keep,
+                                                  .grad_dtype = e->dtype})) < 0)
         return r;
     if (!p->keep)
         return 0;
@@ -428,16 +429,14 @@ static void dropout_set(struct pass *p, uint64_t drop)
 static int out_fetch(const struct pass *p, struct head_out *out)
 {
     const struct engine *e = p->e;
-    const size_t bytes = (size_t)p->b->n_head * sizeof(float);
-    float *const to[4] = {out->logp, out->lse, out->sum_z, out->sum_pz};
-    int r = 0;
+    const size_t n = (size_t)p->b->n_head, bytes = n * sizeof(float);
+    void *const to[5] = {out->logp, out->lse, out->sum_z, out->sum_pz, out->hit};
+    int r = bytes ? e->ops->copy(e->ctx, e->host_out, e->out, 5 * bytes, KN_TO_HOST) : 0;
 
-    for (int i = 0; r == 0 && bytes && i < 4; i++)
-        r = e->ops->copy(e->ctx, to[i], e->out + i * e->max_head, bytes, KN_TO_HOST);
-    if (r == 0 && bytes)
-        r = e->ops->copy(e->ctx, out->hit, e->hit, bytes, KN_TO_HOST);
     if (r == 0)
         r = e->ops->sync(e->ctx);
+    for (size_t i = 0; r == 0 && i < 5; i++)
+        memcpy(to[i], e->host_out + i * n, bytes);
     return r < 0 ? err_set(p->err, r, "the forward pass failed: %s", strerror(-r)) : 0;
 }
 
@@ -524,7 +523,10 @@ int engine_backward(struct engine *e, const struct batch *b, struct adapter *a, 
         return err_set(err, -EINVAL, "a backward pass without its forward pass");
     e->kept_batch = NULL; /* gu is about to be overwritten */
     dropout_set(&p, drop);
-    int r = head_bwd(&p, coef);
+    const struct engine_layer *top = &e->layers[e->c.layers - 1];
+    int r = soon(&p, e->recompute == e->c.layers ? top->qkv : top->down);
+    if (r == 0)
+        r = head_bwd(&p, coef);
     if (r < 0)
         return err_set(err, r, "the head's gradient failed: %s", strerror(-r));
     const int64_t lowest = a->modules[0].layer;

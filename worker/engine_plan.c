@@ -103,8 +103,7 @@ static void carve_scratch(struct engine *e, struct carve *c)
     e->h_head = take(c, e->chunk, e->ld_h_head, w);
     e->rstd_head = take(c, e->chunk, 1, 4);
     e->z = take(c, e->chunk, e->ld_v, 4);
-    e->out = take(c, 4, e->max_head, 4);
-    e->hit = take(c, e->max_head, 1, 4);
+    e->out = take(c, 5, e->max_head, 4);
     e->coef = take(c, e->max_head, 1, 4);
     e->index = take(c, 1, (int64_t)engine_index_bytes(e), 1);
 }

@@ -60,17 +60,26 @@ static int measure(const struct memory_ask *a, struct memory_plan *m)
     return r;
 }
 
+/* A driver rounds allocations up and loads code and libraries' tables when they are first
+ * used: what is kept back for that is assumed, not measured. */
+static size_t usable(const struct memory_ask *a)
+{
+    const size_t most = (size_t)512 << 20, share = a->free / 32;
+
+    return a->gpu ? a->free - (share < most ? share : most) : a->free;
+}
+
 /* The fewest layers to compute again; false: not even all of them help. */
 static bool fit(const struct memory_ask *a, struct memory_plan *m)
 {
     int64_t low = 0, high = m->layers;
 
     m->recompute = high;
-    if (measure(a, m) < 0 || m->need > a->free)
+    if (measure(a, m) < 0 || m->need > usable(a))
         return false;
     while (low < high) {
         m->recompute = low + (high - low) / 2;
-        if (measure(a, m) == 0 && m->need <= a->free)
+        if (measure(a, m) == 0 && m->need <= usable(a))
             high = m->recompute;
         else
             low = m->recompute + 1;

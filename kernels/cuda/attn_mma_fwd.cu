@@ -77,7 +77,9 @@ __device__ static inline void soften(uint32_t p[BN / 16][4], float s[BN / 8][4],
         top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 1));
         top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 2));
         const float base = top == -INFINITY ? 0.0f : top * c;
-        const float keep = exp2_fast(m[h] * c - base);
+        /* Exactly 1 where nothing larger came: the difference would be the rounding of
+         * `base` where the compiler fuses it with the product. */
+        const float keep = top == m[h] ? 1.0f : exp2_fast(m[h] * c - base);
         m[h] = top;
 #pragma unroll
         for (int n = 0; n < BN / 8; n++) {

@@ -94,8 +94,12 @@ size_t cuda_slot_bytes(const kn_weight_desc *d, kn_dtype compute);
 int cuda_device_of(const char *uuid);                /* its index, or -ENODEV */
 size_t cuda_sweep_bytes(int64_t n);                  /* of grad_sweep's scratch */
 void cuda_uuid(const cudaDeviceProp *p, char *text); /* KN_UUID bytes */
-int cuda_error(cudaError_t e);
-int cuda_launched(void); /* of the launches since the last call */
+/* As errno. With KN_DEBUG in the environment what failed is said on standard error:
+ * an operation itself can say no more than -EIO. */
+int cuda_error(cudaError_t e, const char *file = __builtin_FILE(), int line = __builtin_LINE());
+/* Of the launches since the last call. */
+int cuda_launched(const char *file = __builtin_FILE(), int line = __builtin_LINE());
+bool cuda_debug(void);
 int cuda_reserve(cuda_buffer *b, size_t bytes);
 
 static inline size_t cuda_size(enum kn_dtype t)

@@ -256,13 +256,15 @@ size_t cuda_quant4_layout(cuda_quant4 *q, int64_t n, kn_quant type, bool nested,
 
 int cuda_quant4_map(cudaStream_t stream, const cuda_quant4 *q)
 {
-    float map[OUTER];
+    /* Kept: where a device reads the host's pages itself, nothing says when the copy is done. */
+    static const struct dynamic_map {
+        float v[OUTER];
+        dynamic_map() { kn_dynamic_map(v); }
+    } map;
 
     if (!q->nested)
         return 0;
-    kn_dynamic_map(map);
-    return cuda_error(
-        cudaMemcpyAsync(q->map, map, sizeof map, cudaMemcpyHostToDevice, stream)); /* pageable */
+    return cuda_error(cudaMemcpyAsync(q->map, map.v, sizeof map.v, cudaMemcpyHostToDevice, stream));
 }
 
 int cuda_quant4_make(cudaStream_t stream, const cuda_quant4 *q, const cuda_source *s, float *absmax,

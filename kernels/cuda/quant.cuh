@@ -14,7 +14,7 @@ struct cuda_source {
 /* Fills in sizes, and pointers into `base` (256-byte aligned, or NULL for the size
  * alone); returns the bytes. */
 size_t cuda_quant4_layout(cuda_quant4 *q, int64_t n, kn_quant type, bool nested, char *base);
-/* The map's 256 entries; host memory is read before this returns. */
+/* The map's 256 entries. */
 int cuda_quant4_map(cudaStream_t stream, const cuda_quant4 *q);
 /* absmax: scratch of q->blocks floats when nested. offset_in: host memory or NULL. */
 int cuda_quant4_make(cudaStream_t stream, const cuda_quant4 *q, const cuda_source *s, float *absmax,

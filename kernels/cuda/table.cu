@@ -7,16 +7,25 @@
 
 enum { WORKSPACE_BYTES = 64 << 20 };
 
-int cuda_error(cudaError_t e)
+bool cuda_debug(void)
+{
+    static const bool on = getenv("KN_DEBUG") != NULL;
+
+    return on;
+}
+
+int cuda_error(cudaError_t e, const char *file, int line)
 {
     if (e == cudaSuccess)
         return 0;
+    if (cuda_debug())
+        fprintf(stderr, "%s:%d: %s: %s\n", file, line, cudaGetErrorName(e), cudaGetErrorString(e));
     return e == cudaErrorMemoryAllocation ? -ENOMEM : -EIO;
 }
 
-int cuda_launched(void)
+int cuda_launched(const char *file, int line)
 {
-    return cuda_error(cudaGetLastError());
+    return cuda_error(cudaGetLastError(), file, line);
 }
 
 int cuda_reserve(cuda_buffer *b, size_t bytes)
@@ -71,7 +80,7 @@ int cuda_open(const kn_open *o, kn_ctx **ret_ctx)
         device = cuda_device_of(o->uuid);
     if (device < 0 || device >= devices)
         return -ENODEV;
-    if (cudaSetDevice(device) != cudaSuccess)
+    if (cuda_error(cudaSetDevice(device)))
         return -EIO;
     ctx = (kn_ctx *)calloc(1, sizeof *ctx);
     if (!ctx)

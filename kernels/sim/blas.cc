@@ -227,12 +227,26 @@ API cublasLtMatrixLayoutSetAttribute(cublasLtMatrixLayout_t l, cublasLtMatrixLay
         fatal("cublasLt: layout attribute %d not emulated", a);
     return CUBLAS_STATUS_SUCCESS;
 }
+// An algorithm is good for matrices at least as aligned as the heuristic was told (256 bytes if it
+// was not): on a GPU anything else is a refusal at best, a misaligned access at worst.
+static void aligned(const char *what, const void *p, uint64_t to)
+{
+    if (to && (uintptr_t)p % to)
+        fatal("cublasLt: matrix %s at %p, the algorithm was asked for with %d bytes of alignment",
+              what, p, (int)to);
+}
 API cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t d, const void *alpha, const void *A,
                    cublasLtMatrixLayout_t al, const void *B, cublasLtMatrixLayout_t bl,
                    const void *beta, const void *C, cublasLtMatrixLayout_t cl, void *D,
-                   cublasLtMatrixLayout_t dl, const cublasLtMatmulAlgo_t *, void *, size_t,
+                   cublasLtMatrixLayout_t dl, const cublasLtMatmulAlgo_t *algo, void *, size_t,
                    cudaStream_t s)
 {
+    if (algo) {
+        aligned("A", A, algo->data[0]);
+        aligned("B", B, algo->data[1]);
+        aligned("C", C, algo->data[2]);
+        aligned("D", D, algo->data[3]);
+    }
     LtDesc x = *(LtDesc *)d;
     LtLayout a = *(LtLayout *)al, b = *(LtLayout *)bl, dd = *(LtLayout *)dl;
     float fa = *(const float *)alpha, fb = *(const float *)beta;
@@ -264,28 +278,48 @@ API cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t d, const void *alpha, 
     });
     return CUBLAS_STATUS_SUCCESS;
 }
-// The heuristic has one answer; what it was told is not looked at.
+// The heuristic has one answer; of what it was told it keeps the alignments.
+struct LtPreference {
+    uint32_t align[4] = {256, 256, 256, 256};
+};
 API cublasLtMatmulPreferenceCreate(cublasLtMatmulPreference_t *p)
 {
-    *p = (cublasLtMatmulPreference_t) new int;
+    *p = (cublasLtMatmulPreference_t) new LtPreference;
     return CUBLAS_STATUS_SUCCESS;
 }
 API cublasLtMatmulPreferenceDestroy(cublasLtMatmulPreference_t p)
 {
-    delete (int *)p;
+    delete (LtPreference *)p;
     return CUBLAS_STATUS_SUCCESS;
 }
-API cublasLtMatmulPreferenceSetAttribute(cublasLtMatmulPreference_t,
-                                         cublasLtMatmulPreferenceAttributes_t, const void *, size_t)
+API cublasLtMatmulPreferenceSetAttribute(cublasLtMatmulPreference_t p,
+                                         cublasLtMatmulPreferenceAttributes_t a, const void *b,
+                                         size_t)
 {
+    static_assert(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES ==
+                  CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES + 3);
+    if (a >= CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES &&
+        a <= CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES)
+        memcpy(&((LtPreference *)p)->align[a - CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES], b, 4);
+    return CUBLAS_STATUS_SUCCESS;
+}
+API cublasLtMatmulAlgoCheck(cublasLtHandle_t, cublasLtMatmulDesc_t, cublasLtMatrixLayout_t,
+                            cublasLtMatrixLayout_t, cublasLtMatrixLayout_t, cublasLtMatrixLayout_t,
+                            const cublasLtMatmulAlgo_t *algo,
+                            cublasLtMatmulHeuristicResult_t *result)
+{
+    memset(result, 0, sizeof *result);
+    result->algo = *algo;
     return CUBLAS_STATUS_SUCCESS;
 }
 API cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t, cublasLtMatmulDesc_t, cublasLtMatrixLayout_t,
                                    cublasLtMatrixLayout_t, cublasLtMatrixLayout_t,
-                                   cublasLtMatrixLayout_t, cublasLtMatmulPreference_t, int,
+                                   cublasLtMatrixLayout_t, cublasLtMatmulPreference_t pref, int,
                                    cublasLtMatmulHeuristicResult_t *result, int *found)
 {
     memset(result, 0, sizeof *result);
+    for (int i = 0; i < 4; i++)
+        result->algo.data[i] = ((LtPreference *)pref)->align[i];
     *found = 1;
     return CUBLAS_STATUS_SUCCESS;
 }

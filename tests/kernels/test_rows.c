@@ -237,6 +237,8 @@ static void attention_prefix(void **state)
         assert_int_equal(k->ops->attn_fwd(k->ctx, &all.fwd), 0);
         assert_int_equal(k->ops->attn_fwd(k->ctx, &tail.fwd), 0);
         same_rows("tail of a sequence", k, &tail.o, k, &all.o, prefix);
+        kit_same("its lse", k, tail.lse, k, all.lse + prefix * c.heads,
+                 (size_t)(c.lq[0] * c.heads) * sizeof(float));
         kit_release(k, 0);
     }
 }

@@ -11,7 +11,7 @@
 
 static void *open_path(const char *path)
 {
-    return dlopen(path, RTLD_NOW | RTLD_GLOBAL);
+    return dlopen(path, RTLD_NOW | RTLD_LOCAL);
 }
 
 /* The first file of a pattern that opens; "%s" in it is `base`. */

@@ -277,13 +277,14 @@ static void number_cell(struct table *t, const json_t *v, const char *unit)
         table_cell(t, "-");
 }
 
-static void device_row(struct table *t, const json_t *d, bool gpus)
+static void device_row(struct table *t, const json_t *d, bool gpus, bool whole)
 {
     const char *reason = jobview_text(d, "reason"), *note = jobview_text(d, "note");
     long long job = jobview_int(d, "job");
     format_buf id;
 
-    table_cell(t, "%s", jobview_device(jobview_text(d, "device"), id));
+    table_cell(t, "%s",
+               whole ? jobview_text(d, "device") : jobview_device(jobview_text(d, "device"), id));
     table_cell(t, "%s", jobview_text(d, "type"));
     if (gpus)
         table_cell(t, "%s", *jobview_text(d, "name") ? jobview_text(d, "name") : "-");
@@ -309,6 +310,18 @@ static bool any_gpu(const json_t *list)
     return false;
 }
 
+/* Two GPUs have the same beginning: their UUIDs are told whole. */
+static bool alike(const json_t *list)
+{
+    format_buf a, b;
+    for (size_t i = 0; i < json_array_size(list); i++)
+        for (size_t k = i + 1; k < json_array_size(list); k++)
+            if (strcmp(jobview_device(jobview_text(json_array_get(list, i), "device"), a),
+                       jobview_device(jobview_text(json_array_get(list, k), "device"), b)) == 0)
+                return true;
+    return false;
+}
+
 static int print_devices(struct cli *cli, const json_t *list)
 {
     static const struct table_column with_gpus[] = {
@@ -318,13 +331,13 @@ static int print_devices(struct cli *cli, const json_t *list)
     static const struct table_column without[] = {{"ID", false, 0},    {"TYPE", false, 0},
                                                   {"STATE", false, 0}, {"JOB", true, 0},
                                                   {"USER", false, 16}, {"REASON", false, 0}};
-    const bool gpus = any_gpu(list);
+    const bool gpus = any_gpu(list), whole = alike(list);
     struct table *t = gpus ? table_new(with_gpus, sizeof with_gpus / sizeof with_gpus[0])
                            : table_new(without, sizeof without / sizeof without[0]);
     if (!t)
         return err_set(&cli->err, CLI_ERROR, "out of memory");
     for (size_t i = 0; i < json_array_size(list); i++)
-        device_row(t, json_array_get(list, i), gpus);
+        device_row(t, json_array_get(list, i), gpus, whole);
     int r = table_print(t, cli->out);
     table_free(t);
     return r < 0 ? err_set(&cli->err, CLI_ERROR, "out of memory") : CLI_OK;

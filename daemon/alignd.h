@@ -27,6 +27,7 @@
 #include "proto/codec.h"
 #include "proto/wire.h"
 
+enum { ALIGND_PAST = 64 };
 enum alignd_socket { SOCKET_CONTROL, SOCKET_WATCH, SOCKET_WORKER, SOCKETS };
 
 struct batch;
@@ -71,7 +72,12 @@ struct alignd {
     struct held *held;  /* held.c: all of them, newest first */
     struct feed *feeds; /* feed.c */
     struct gang *gangs; /* gangs.c */
-    struct gpus *gpus;  /* gpus.c */
+    struct {
+        pid_t session;
+        int64_t ns;
+    } past[ALIGND_PAST]; /* of gangs that were forgotten a moment ago                  */
+    unsigned n_past;
+    struct gpus *gpus; /* gpus.c */
 
     /* loop.c */
     uv_timer_t tick;

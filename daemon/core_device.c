@@ -178,7 +178,7 @@ void core_device_at(const struct core *c, size_t i, struct core_device *ret)
     ret->drained = d->drained;
     if (d->job || d->strays)
         ret->state = place_is_fenced(d) ? CORE_DEVICE_FENCED : CORE_DEVICE_USED;
-    else if (d->gone)
+    else if (d->gone && !d->fault) /* a GPU that failed is often not seen any more */
         ret->state = CORE_DEVICE_GONE;
     else if (place_is_fenced(d))
         ret->state = CORE_DEVICE_FENCED;
@@ -188,7 +188,7 @@ void core_device_at(const struct core *c, size_t i, struct core_device *ret)
         ret->state = d->foreign ? CORE_DEVICE_FOREIGN : CORE_DEVICE_FREE;
     if (ret->state == CORE_DEVICE_FENCED)
         why_fenced(d, ret->reason, sizeof(ret->reason));
-    else if (d->foreign && !d->gone)
+    else if (d->foreign && ret->state != CORE_DEVICE_GONE)
         why_foreign(c, d, ret->reason, sizeof(ret->reason));
     else if (ret->state == CORE_DEVICE_DRAINED)
         (void)snprintf(ret->reason, sizeof(ret->reason), "an operator took it out");

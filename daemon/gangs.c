@@ -17,6 +17,7 @@ enum {
     STOP_WAIT_MS = 5000, /* a poll to answer before SIGTERM                     */
     DEVICE_WAIT_S = 20,  /* the last gang's supervisor may still hold the locks */
     FENCE_S = 20,        /* from SIGKILL to "cannot be killed"                  */
+    PAST_S = 10,         /* what NVML shows may be so old                       */
     LINGER_S = 60,       /* an acknowledged supervisor that does not end        */
 };
 
@@ -126,6 +127,9 @@ static void drop(struct gang *g)
     if (*at)
         *at = g->next;
     g->closing = true;
+    g->a->past[g->a->n_past].session = g->session;
+    g->a->past[g->a->n_past].ns = alignd_boottime_ns();
+    g->a->n_past = (g->a->n_past + 1) % ALIGND_PAST;
     uv_close((uv_handle_t *)&g->timer, on_closed);
 }
 
@@ -557,8 +561,13 @@ bool gangs_use_device(const struct alignd *a, const char *name)
     return false;
 }
 
+/* What was seen a moment ago may be of a gang that is forgotten by now. */
 bool gangs_session(const struct alignd *a, pid_t session)
 {
+    for (unsigned i = 0; i < ALIGND_PAST; i++)
+        if (a->past[i].session == session && session > 0 &&
+            alignd_boottime_ns() - a->past[i].ns < PAST_S * 1000000000LL)
+            return true;
     for (const struct gang *g = a->gangs; g; g = g->next)
         if (g->session == session && session > 0)
             return true;

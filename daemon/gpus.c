@@ -374,7 +374,7 @@ void gpus_tell(struct alignd *a)
     struct gpus *s = a->gpus;
 
     look_at_locks(a);
-    if (s->state == GPU_WATCH_OK) /* again: now it is known which processes are ours */
+    if (s->watch && s->state == GPU_WATCH_OK) /* again: now it is known which processes are ours */
         take_sample(a, s);
     s->told = true;
     for (size_t i = 0; i < s->n; i++)
@@ -388,6 +388,7 @@ static void close_watch(struct gpus *s)
     if (gpu_watch_stop(s->watch) == 1)
         log_warn("devices", "NVIDIA's driver does not answer: its thread is left as it is");
     s->watch = NULL;
+    s->news = (struct gpu_watch_news){.state = s->state}; /* it pointed into the watch */
 }
 
 /* GPUs are there, but nothing to train on them with. */

@@ -26,7 +26,7 @@ struct place_count place_count(const struct place_device *d, size_t n, int type)
     struct place_count c = {0};
 
     for (size_t i = 0; i < n; i++) {
-        if (d[i].type != type || d[i].gone)
+        if (d[i].type != type || (d[i].gone && !d[i].fault))
             continue;
         c.all++;
         if (d[i].drained)

@@ -29,7 +29,7 @@ struct place_device {
 
 /* How the devices of one type are, each counted once. */
 struct place_count {
-    uint32_t all; /* but those that are gone                                         */
+    uint32_t all; /* but those that are gone; faulty ones will be back               */
     uint32_t free, used, foreign, fenced, drained;
 };
 

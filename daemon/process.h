@@ -1,4 +1,4 @@
-/* process.h - who a process is: its user, name and session, from /proc. */
+/* process.h - who a process is: its user's name, its own, its session. */
 #ifndef DAEMON_PROCESS_H
 #define DAEMON_PROCESS_H
 

@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 /* The beginning of a small file of /proc as text; "" when it cannot be read. */
@@ -47,19 +48,55 @@ void proc_boot_bytes(uint8_t ret[PROC_BOOT_BYTES])
     }
 }
 
-uint64_t proc_start(pid_t pid)
+/* Its stat file, and where its fields after the command begin: " S ..."; NULL: there is
+ * none. The command may hold anything. */
+static char *read_stat(pid_t pid, char *text, size_t size)
 {
-    char path[64], text[1024];
-    unsigned long long start;
-    const char *p;
+    char path[64];
 
     (void)snprintf(path, sizeof path, "/proc/%d/stat", (int)pid);
-    read_text(path, text, sizeof text);
-    p = strrchr(text, ')'); /* the command before it may hold anything; " S ..." follows */
-    if (!p || strlen(p) < 4 || p[2] == 'Z' || p[2] == 'X')
-        return 0;
-    for (int field = 2; p && field < 22; field++)
+    read_text(path, text, size);
+    return strrchr(text, ')');
+}
+
+/* Field n > 2 of it. */
+static const char *field(const char *command_end, int n)
+{
+    const char *p = command_end;
+
+    for (int at = 2; p && at < n; at++)
         p = strchr(p + 1, ' ');
-    start = p ? strtoull(p + 1, NULL, 10) : 0;
-    return start;
+    return p ? p + 1 : NULL;
+}
+
+uint64_t proc_start(pid_t pid)
+{
+    char text[1024];
+    const char *end = read_stat(pid, text, sizeof text);
+    const char *start = end ? field(end, 22) : NULL;
+
+    if (!start || end[2] == 'Z' || end[2] == 'X')
+        return 0;
+    return strtoull(start, NULL, 10);
+}
+
+bool proc_look(pid_t pid, struct proc_who *ret)
+{
+    char text[1024], path[64], *end;
+    const char *session, *name;
+    struct stat st;
+    size_t n = 0;
+
+    if (pid <= 0)
+        return false;
+    end = read_stat(pid, text, sizeof text);
+    name = strchr(text, '(');
+    session = end ? field(end, 6) : NULL;
+    (void)snprintf(path, sizeof path, "/proc/%d", (int)pid);
+    if (!name || !session || name > end || end[2] == 'Z' || end[2] == 'X' || stat(path, &st) < 0)
+        return false;
+    *ret = (struct proc_who){.session = (pid_t)strtol(session, NULL, 10), .uid = st.st_uid};
+    for (const char *p = name + 1; p < end && n + 1 < sizeof ret->name; p++)
+        ret->name[n++] = *p > ' ' && *p < 127 ? *p : '_';
+    return true;
 }

@@ -3,6 +3,7 @@
 #ifndef PROTO_PROC_H
 #define PROTO_PROC_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/types.h>
@@ -17,5 +18,13 @@ void proc_boot_bytes(uint8_t ret[PROC_BOOT_BYTES]);
 /* Field 22 of /proc/PID/stat, proc(5): when it started, in clock ticks since the
  * boot. 0: there is no such process, or only its unreaped remains. */
 uint64_t proc_start(pid_t pid);
+
+struct proc_who {
+    pid_t session;
+    uid_t uid;
+    char name[32]; /* what it calls itself, made printable                             */
+};
+/* false: this namespace shows no such process, or only its remains. */
+bool proc_look(pid_t pid, struct proc_who *ret);
 
 #endif

@@ -53,6 +53,13 @@ static void start(void **state)
     assert_true(child >= mine);
     usleep(50000); /* it has its name by now */
     assert_int_equal(proc_start(pid), child);
+    struct proc_who who;
+    assert_true(proc_look(pid, &who));
+    assert_string_equal(who.name, ")_Z_1_2_3_(x");
+    assert_int_equal(who.session, getsid(0));
+    assert_int_equal(who.uid, geteuid());
+    assert_false(proc_look(0, &who));
+    assert_false(proc_look(0x7ffffff0, &who));
     kill(pid, SIGKILL);
     while (waitid(P_PID, (id_t)pid, &(siginfo_t){0}, WEXITED | WNOWAIT) < 0)
         ;

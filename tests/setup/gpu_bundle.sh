@@ -18,7 +18,7 @@ mkdir -p "$root/lib" "$root/tests/bin" "$root/tests/gpu" "$root/tests/data"
 cp -r "$prefix/bin" "$root/bin"
 cp -r "$prefix/lib/alignd" "$root/lib/alignd"
 for t in kernels/test_cpu kernels/test_rows kernels/test_quant kernels/sim/test_sim kernels/sim/test_sim_gpu kernels/sim/test_ptx kernels/sim/test_ptx_gpu \
-         worker/test_coll_nccl gpu/gpu_bench gpu/gpu_model; do
+         kernels/sim/test_mma kernels/sim/test_mma_gpu worker/test_coll_nccl gpu/gpu_bench gpu/gpu_model; do
   cp "$build/tests/$t" "$root/tests/bin/"
 done
 cp tests/gpu/run tests/gpu/torch_loop.py "$root/tests/gpu/"

@@ -1,6 +1,7 @@
-/* bugs.cu - 32 planted bugs: each must be caught by some configuration. */
+/* bugs.cu - 44 planted bugs: each must be caught by some configuration. */
 // Planted bugs. `bugs N` runs bug N; exit 3 when the numbers come out wrong, 0 when right.
-#include "reduce.cuh"
+// Bug 0 is the correct twin of 33 to 44.
+#include "attn_mma.cuh"
 #include <stdio.h>
 #include <stdlib.h>
 #include <vector>
@@ -537,13 +538,130 @@ static bool t32()
     RET(same(host(y, 32), e));
 }
 
+// 33 .. 44: a product on tensor cores as the attention kernels make theirs: two warps with 16
+// rows each, tiles of 32 keys that arrive by cp.async in two buffers, a causal mask on the rows.
+//   y[i, c] = sum over j <= i of (q_i k_j) v_j,c
+enum { HD = 16, LD = HD + 8, TILE = 32, KEYS = 96 };
+template <int BUG>
+__global__ void __launch_bounds__(64)
+    attn_like(float *y, const bf16_t *q, const bf16_t *k, const bf16_t *v, int keys)
+{
+    SHARED(bf16_t, sq, [32 * LD]);
+    SHARED(bf16_t, sk, [2][TILE * LD]);
+    SHARED(bf16_t, sv, [2][TILE * LD]);
+    const int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
+    const int row0 = blockIdx.x * 32 + (threadIdx.x >> 5) * 16;
+    const bf16_t *own = sq + (threadIdx.x >> 5) * 16 * LD;
+    float acc[2][4];
+    if (BUG != 42) // uninitialised sums
+        for (int i = 0; i < 8; i++)
+            acc[i / 4][i % 4] = 0.0f;
+    auto load = [&](bf16_t *to, const bf16_t *from, int r0, int rows) {
+        for (int i = threadIdx.x; i < 32 * 2; i += 64) {
+            const int r = i / 2, c = i % 2 * 8;
+            const bool ok = BUG == 41 || r0 + r < rows; // reads rows that are not there
+            cp_async16(to + r * LD + c, from + (r0 + r) * HD + c, ok);
+        }
+    };
+    load(sq, q, blockIdx.x * 32, keys);
+    load(sk[0], k, 0, keys);
+    load(sv[0], v, 0, keys);
+    cp_async_commit();
+    const int end = blockIdx.x * 32 + 32;
+    for (int j0 = 0; j0 < end; j0 += TILE) {
+        const int buf = j0 / TILE & 1;
+        if (BUG == 38 && j0 + TILE < end) { // the next tile lands where others still read
+            load(sk[buf ^ 1], k, j0 + TILE, keys);
+            load(sv[buf ^ 1], v, j0 + TILE, keys);
+            cp_async_commit();
+            cp_async_wait<1>();
+        } else if (BUG == 35) { // no wait_group
+        } else if (BUG == 36) { // waits for all but the one it needs
+            cp_async_wait<1>();
+        } else
+            cp_async_wait<0>();
+        if (BUG != 37) // what another thread copied is read without a barrier
+            __syncthreads();
+        if (BUG != 38 && j0 + TILE < end) {
+            load(sk[buf ^ 1], k, j0 + TILE, keys);
+            load(sv[buf ^ 1], v, j0 + TILE, keys);
+            cp_async_commit();
+        }
+        float s[4][4] = {};
+        uint32_t a[4], b[4];
+        const int arow = BUG == 33 ? (lane & 7) * 2 + (lane >> 3 & 1) : lane & 15; // wrong row
+        ldmatrix_x4<false>(a,
+                           own + arow * LD + (lane >> 4) * 8 + (BUG == 40 ? 4 : 0)); // misaligned
+        for (int n = 0; n < 4; n += 2) {
+            const int brow = (n + (BUG == 39 && n ? 1 : 0)) * 8; // past the tile's last row
+            ldmatrix_x4<false>(b, sk[buf] + (brow + (lane & 7) + (lane >> 4) * 8) * LD +
+                                      (lane >> 3 & 1) * 8);
+            mma_m16n8k16(s[n], a, b, s[n]);
+            mma_m16n8k16(s[n + 1], a, b + 2, s[n + 1]);
+        }
+        for (int n = 0; n < 4; n++)
+            for (int e = 0; e < 4; e++) {
+                const int i = row0 + g + e / 2 * 8, j = j0 + n * 8 + 2 * t + e % 2;
+                if (BUG == 34 ? j >= i : j > i) // off by one
+                    s[n][e] = 0.0f;
+            }
+        for (int kk = 0; kk < 2; kk++) {
+            frag_of_acc(a, s[2 * kk], s[2 * kk + 1]);
+            ldmatrix_x4<BUG != 43>(b, sv[buf] + (kk * 16 + (lane & 15)) * LD +
+                                          (lane >> 4) * 8); // not turned
+            if (BUG == 44 && lane >= 16)                    // half a warp multiplies
+                continue;
+            mma_m16n8k16(acc[0], a, b, acc[0]);
+            mma_m16n8k16(acc[1], a, b + 2, acc[1]);
+        }
+    }
+    cp_async_wait<0>();
+    for (int n = 0; n < 2; n++)
+        for (int e = 0; e < 4; e++) {
+            const int i = row0 + g + e / 2 * 8;
+            if (i < keys)
+                y[i * HD + n * 8 + 2 * t + e % 2] = acc[n][e];
+        }
+}
+template <int BUG> static bool t_mma()
+{
+    const int n = KEYS - 5; // the last tile is not whole
+    std::vector<float> qkv[3], e((size_t)n * HD);
+    bf16_t *d[3];
+    for (int m = 0; m < 3; m++) {
+        std::vector<bf16_t> h((size_t)n * HD);
+        for (int i = 0; i < n * HD; i++)
+            h[i] = __float2bfloat16_rn((float)((i * (7 + m) + i / 13) % 5 - 2) * 0.5f);
+        for (bf16_t x : h)
+            qkv[m].push_back(__bfloat162float(x));
+        cudaMalloc((void **)&d[m], h.size() * 2);
+        cudaMemcpy(d[m], h.data(), h.size() * 2, cudaMemcpyHostToDevice);
+    }
+    for (int i = 0; i < n; i++)
+        for (int j = 0; j <= i; j++) {
+            float s = 0;
+            for (int c = 0; c < HD; c++)
+                s += qkv[0][i * HD + c] * qkv[1][j * HD + c];
+            s = __bfloat162float(__float2bfloat16_rn(s));
+            for (int c = 0; c < HD; c++)
+                e[i * HD + c] += s * qkv[2][j * HD + c];
+        }
+    float *y = dev(std::vector<float>((size_t)n * HD));
+    LAUNCH(attn_like<BUG>, KEYS / 32, 64, 0, S, y, d[0], d[1], d[2], n);
+    RET(same(host(y, e.size()), e));
+}
+
 int main(int argc, char **argv)
 {
-    bool (*t[])() = {0,   t1,  t2,  t3,  t4,  t5,  t6,  t7,  t8,  t9,  t10,
-                     t11, t12, t13, t14, t15, t16, t17, t18, t19, t20, t21,
-                     t22, t23, t24, t25, t26, t27, t28, t29, t30, t31, t32};
+    bool (*t[])() = {t_mma<0>,  t1,        t2,        t3,        t4,        t5,        t6,
+                     t7,        t8,        t9,        t10,       t11,       t12,       t13,
+                     t14,       t15,       t16,       t17,       t18,       t19,       t20,
+                     t21,       t22,       t23,       t24,       t25,       t26,       t27,
+                     t28,       t29,       t30,       t31,       t32,       t_mma<33>, t_mma<34>,
+                     t_mma<35>, t_mma<36>, t_mma<37>, t_mma<38>, t_mma<39>, t_mma<40>, t_mma<41>,
+                     t_mma<42>, t_mma<43>, t_mma<44>};
     int n = (int)strtol(argc > 1 ? argv[1] : "0", 0, 10);
-    if (n < 1 || n > 32)
+    if (n < 0 || n > 44)
         return 2;
     cudaStreamCreateWithFlags(&S, cudaStreamNonBlocking);
     bool ok = t[n]();

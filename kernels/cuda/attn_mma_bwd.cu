@@ -104,7 +104,8 @@ __device__ static inline void add_product(float acc[HD / 8][4], const float p[ME
 }
 
 /* x becomes P, y becomes dS. lse and delta belong to queries: to the rows, or with KEYS
- * to the columns. `whole`: everybody sees everybody. */
+ * to the columns. `whole`: everybody sees everybody. Rows that are not there are zero,
+ * and so are lse and delta: they add nothing to anybody. */
 template <bool KEYS>
 __device__ static inline void to_ds(float x[MET / 8][4], float y[MET / 8][4], const float *lse,
                                     const float *delta, int row, int col, const attn_at &at,
@@ -116,7 +117,7 @@ __device__ static inline void to_ds(float x[MET / 8][4], float y[MET / 8][4], co
         for (int e = 0; e < 4; e++) {
             const int r = row + e / 2 * 8, k = col + n * 8 + e % 2;
             const int i = KEYS ? n * 8 + e % 2 : e / 2;
-            const bool sees = whole || (KEYS ? attn_sees(k + at.shift, r, window) && k < at.lq
+            const bool sees = whole || (KEYS ? attn_sees(k + at.shift, r, window)
                                              : attn_sees(r + at.shift, k, window));
             const float p = sees ? exp2_fast(x[n][e] * c - lse[i] * LOG2E) : 0.0f;
             x[n][e] = p;
@@ -206,8 +207,8 @@ __global__ void __launch_bounds__(MMA_THREADS) attn_mma_bwd(mma_bwd_args a)
         const int queries = KEYS ? MET : 16, keys = KEYS ? 16 : MET;
         const bool busy = row0 < w.rows && key < query + queries &&
                           (window <= 0 || key + keys - 1 > query - window);
-        const bool whole = key + keys - 1 <= query && (!KEYS || col0 + MET <= at.lq) &&
-                           (window <= 0 || key > query + queries - 1 - window);
+        const bool whole =
+            key + keys - 1 <= query && (window <= 0 || key > query + queries - 1 - window);
         cp_async_wait<0>();
         __syncthreads(); /* this tile is there; the other buffer is no longer read */
         if (i + 1 < tiles)

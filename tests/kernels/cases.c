@@ -126,6 +126,8 @@ void attn_make(struct kit *k, const struct attn_case *c, struct attn_call *call)
         s->max_q = c->lq[i] > s->max_q ? c->lq[i] : s->max_q;
         s->max_k = c->lk[i] > s->max_k ? c->lk[i] : s->max_k;
     }
+    const int64_t behind = c->gap ? 2 : 0;
+    const int64_t q_rows = cu_q[c->n_seqs] + behind, k_rows = cu_k[c->n_seqs] + behind;
     s->cu_q = kit_ints(k, cu_q, CASE_SEQS + 1);
     s->cu_k = kit_ints(k, cu_k, CASE_SEQS + 1);
     s->n_seqs = c->n_seqs;
@@ -134,14 +136,14 @@ void attn_make(struct kit *k, const struct attn_case *c, struct attn_call *call)
     s->head_dim = c->head_dim;
     s->window = c->window;
     s->scale = (float)(1.0 / sqrt((double)c->head_dim));
-    call->q = kit_mat(k, cu_q[c->n_seqs], qc, k->dtype, 0, 0, 0.0);
-    call->k = kit_mat(k, cu_k[c->n_seqs], kc, k->dtype, 0, 0, 0.0);
-    call->v = kit_mat(k, cu_k[c->n_seqs], kc, k->dtype, 0, 0, 0.0);
-    call->o = kit_mat(k, cu_q[c->n_seqs], qc, k->dtype, 0, 0, 0.0);
-    call->d_o = kit_mat(k, cu_q[c->n_seqs], qc, k->dtype, 0, 0, 0.0);
-    call->dq = kit_mat(k, cu_q[c->n_seqs], qc, k->dtype, 9, 0, 1.0);
-    call->dk = kit_mat(k, cu_k[c->n_seqs], kc, k->dtype, 9, 0, 1.0);
-    call->dv = kit_mat(k, cu_k[c->n_seqs], kc, k->dtype, 9, 0, 1.0);
+    call->q = kit_mat(k, q_rows, qc, k->dtype, 0, 0, 0.0);
+    call->k = kit_mat(k, k_rows, kc, k->dtype, 0, 0, 0.0);
+    call->v = kit_mat(k, k_rows, kc, k->dtype, 0, 0, 0.0);
+    call->o = kit_mat(k, q_rows, qc, k->dtype, 0, 0, 0.0);
+    call->d_o = kit_mat(k, q_rows, qc, k->dtype, 0, 0, 0.0);
+    call->dq = kit_mat(k, q_rows, qc, k->dtype, 9, 0, 1.0);
+    call->dk = kit_mat(k, k_rows, kc, k->dtype, 9, 0, 1.0);
+    call->dv = kit_mat(k, k_rows, kc, k->dtype, 9, 0, 1.0);
     for (int i = 0; i < c->n_seqs; i++) {
         const int64_t first = (int64_t)(c->first + i) * 10000;
         kit_fill(k, &call->q, cu_q[i], c->lq[i], 11, first, 1.0);

@@ -42,7 +42,7 @@ struct attn_case {
     int32_t lq[CASE_SEQS], lk[CASE_SEQS];
     int heads, kv_heads, head_dim, window;
     int first; /* sequence i holds the rows of number first + i: in any pack the same */
-    bool gap;  /* three rows before the first sequence belong to none               */
+    bool gap;  /* three rows before the first sequence and two behind belong to none */
 };
 
 struct attn_call {

@@ -32,6 +32,7 @@ def sets(*more):
 
 UMASK = os.umask(0o022)
 os.umask(UMASK)
+SANITIZED = b'__asan_init' in Path(sys.argv[1], 'worker/align-worker').read_bytes()
 COMMIT = '0123456789abcdef' * 2 + '01234567'
 
 
@@ -107,6 +108,8 @@ def look(rig):
     out = rig.ctl('try', JOB, *sets())
     assert re.search(r'^ok: step-0 loss 0\.6931 = ln 2; peak .* s/step; whole run about ', out.stdout), out
     assert not [p for p in set(Path('/tmp').iterdir()) - before if 'try' in p.name]
+    tried = json.loads(rig.ctl('try', JOB, *sets(), '--json').stdout)
+    assert 0.8 < tried['plan_bytes'] / tried['peak_bytes'] < 1.25 or SANITIZED, tried
 
 
 def watch(rig):

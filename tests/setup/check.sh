@@ -25,7 +25,7 @@ export UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1
 # use_tls=0: in programs that open modules and have threads of an OpenMP runtime, the
 # leak checker's walk over thread-local storage crashes now and then at the end.
 export LSAN_OPTIONS=suppressions=$PWD/tests/setup/lsan.supp:print_suppressions=0:use_tls=0
-# The kill tests are about processes, not memory: once is enough.
+# The kill tests are about processes, not memory: once is enough (of kill_submit, 20 kills more).
 suite "ASan and UBSan" "$build-asan" --no-suite tidy --no-suite faults --no-suite mutants -t 6
 suite "fuzz corpora" "$build-fuzz" --suite fuzz
 

@@ -45,9 +45,11 @@ static void set_host_bytes(const struct memory_ask *a, struct memory_plan *m)
     }
     /* p, g, m, v on the device; the gradient and p, m, v on the host */
     m->adapter = ((size_t)gang + 7) * (size_t)a->params * sizeof(float);
-    /* log-probs and statistics, coefficients and hits of a micro-batch; reference rows */
+    /* log-probs and statistics, coefficients and hits of a micro-batch; ids, reference rows */
     m->rest = 6 * (size_t)p->max_head * sizeof(float) +
-              (size_t)(p->train_tokens + p->eval_tokens) * 2 * sizeof(float);
+              (size_t)(p->train_tokens + p->eval_tokens) * 3 * sizeof(float) +
+              (size_t)(p->n_train + p->n_eval) * sizeof(struct example);
+    m->process = MEMORY_PROCESS_BYTES;
 }
 
 static int measure(const struct memory_ask *a, struct memory_plan *m)
@@ -56,7 +58,7 @@ static int measure(const struct memory_ask *a, struct memory_plan *m)
     const int r = engine_plan_bytes(&o, a->config, &m->engine);
 
     set_host_bytes(a, m);
-    m->need = m->engine.total + m->adapter + m->rest;
+    m->need = m->engine.total + m->adapter + m->rest + m->process;
     return r;
 }
 
@@ -152,8 +154,8 @@ static int refuse(const struct memory_ask *a, int64_t asked, struct err *err)
                    "%lld tokens %zu, adapter %zu), there are %zu MiB free%s",
                    (least.need >> 20) + 1, least.engine.weights >> 20,
                    (long long)least.plan.max_tokens,
-                   (least.need - least.engine.weights - least.adapter) >> 20, least.adapter >> 20,
-                   a->free >> 20, hint);
+                   (least.need - least.engine.weights - least.adapter - least.process) >> 20,
+                   least.adapter >> 20, a->free >> 20, hint);
 }
 
 int memory_choose(const struct memory_ask *a, struct memory_plan *ret, struct err *err)
@@ -182,15 +184,18 @@ static const char *bytes_text(size_t bytes, char text[16])
 
 void memory_text(const struct memory_plan *m, char *text, size_t size)
 {
-    char layers[64] = "all activations kept", b[5][16];
+    char layers[64] = "all activations kept", b[6][16], process[32] = "";
 
     if (m->recompute > 0)
         snprintf(layers, sizeof layers, "%lld of %lld layers computed again",
                  (long long)m->recompute, (long long)m->layers);
-    snprintf(
-        text, size, "%s of %s free: weights %s%s, micro-batches of %lld tokens %s (%s), adapter %s",
-        bytes_text(m->need, b[0]), bytes_text(m->free, b[1]), bytes_text(m->engine.weights, b[2]),
-        m->per_use ? " (dequantised for each product)" : "", (long long)m->plan.max_tokens,
-        bytes_text(m->need - m->engine.weights - m->adapter, b[3]), layers,
-        bytes_text(m->adapter, b[4]));
+    if (m->process > 0)
+        snprintf(process, sizeof process, ", process %s", bytes_text(m->process, b[5]));
+    snprintf(text, size,
+             "%s of %s free: weights %s%s, micro-batches of %lld tokens %s (%s), adapter %s%s",
+             bytes_text(m->need, b[0]), bytes_text(m->free, b[1]),
+             bytes_text(m->engine.weights, b[2]),
+             m->per_use ? " (dequantised for each product)" : "", (long long)m->plan.max_tokens,
+             bytes_text(m->need - m->engine.weights - m->adapter - m->process, b[3]), layers,
+             bytes_text(m->adapter, b[4]), process);
 }

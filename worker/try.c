@@ -259,7 +259,6 @@ int try_run(const struct spec *spec, const struct device_set *devices, int threa
                                    .threads = threads};
     struct trainer t;
     int r = trainer_open(&t, &o, err);
-    const size_t before = peak_bytes(); /* what reading the files took */
 
     *ret = (struct try_result){0};
     if (r == 0)
@@ -267,7 +266,7 @@ int try_run(const struct spec *spec, const struct device_set *devices, int threa
     if (r == 0) {
         describe(&t, ret);
         ret->memory = t.memory;
-        ret->plan_bytes = t.memory.need + (t.info.uuid[0] ? 0 : before);
+        ret->plan_bytes = t.memory.need;
     }
     if (r == 0)
         r = steps(&t, ret, err);

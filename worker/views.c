@@ -44,7 +44,8 @@ struct json_t *views_memory(const struct memory_plan *m)
              {"scratch", m->engine.scratch},
              {"backend", m->engine.context},
              {"adapter", m->adapter},
-             {"rest", m->rest}};
+             {"rest", m->rest},
+             {"process", m->process}};
     json_t *o = json_object();
 
     for (size_t i = 0; i < sizeof v / sizeof v[0]; i++)

@@ -93,35 +93,58 @@ static void progress(const struct screen *s, struct buf *out, size_t *left)
     --*left;
 }
 
-static void put_value(char *text, size_t room, const char *name, double v)
+/* Values beside each other, on as many lines as they take: none is cut off. */
+struct flow {
+    const struct screen *s;
+    struct buf *out;
+    size_t *left;
+    char text[1024];
+};
+
+static void flow_end(struct flow *f)
 {
+    if (f->text[0])
+        line(f->s, f->out, f->left, f->text);
+    f->text[0] = '\0';
+}
+
+static void flow_put(struct flow *f, const char *name, double v)
+{
+    char one[128];
     format_buf b;
-    size_t n = strlen(text);
-    if (!isnan(v) && n < room)
-        (void)snprintf(text + n, room - n, "%s%s %s", n ? "  " : "", name, format_value(b, v));
+    if (isnan(v))
+        return;
+    (void)snprintf(one, sizeof one, "%s %s", name, format_value(b, v));
+    size_t n = strlen(f->text);
+    if (n && n + 2 + strlen(one) > f->s->columns) {
+        flow_end(f);
+        n = 0;
+    }
+    (void)snprintf(f->text + n, sizeof f->text - n, "%s%s", n ? "  " : "", one);
 }
 
 static void values(const struct screen *s, struct buf *out, size_t *left)
 {
-    static const char *const train[] = {
-        "loss",      "rewards/accuracies", "rewards/margins", "mean_token_accuracy",
-        "grad_norm", "learning_rate"};
+    static const char *const train[] = {"loss", "rewards/accuracies", "rewards/margins",
+                                        "mean_token_accuracy"};
     static const char *const eval[] = {"eval_loss", "eval_rewards/accuracies",
                                        "eval_rewards/margins", "eval_mean_token_accuracy"};
-    char text[1024] = "";
+    struct flow f = {.s = s, .out = out, .left = left};
+    char text[128];
     for (size_t i = 0; i < sizeof train / sizeof train[0]; i++)
-        put_value(text, sizeof text, train[i], curve_train(s->curve, train[i]));
-    line(s, out, left, text);
-    text[0] = '\0';
-    put_value(text, sizeof text, "tokens/s", curve_train(s->curve, "tokens_per_second"));
-    put_value(text, sizeof text, "s/step", curve_step_seconds(s->curve));
-    put_value(text, sizeof text, "epoch", curve_train(s->curve, "epoch"));
-    line(s, out, left, text);
+        flow_put(&f, train[i], curve_train(s->curve, train[i]));
+    flow_end(&f);
+    flow_put(&f, "grad_norm", curve_train(s->curve, "grad_norm"));
+    flow_put(&f, "learning_rate", curve_train(s->curve, "learning_rate"));
+    flow_put(&f, "epoch", curve_train(s->curve, "epoch"));
+    flow_put(&f, "tokens/s", curve_train(s->curve, "tokens_per_second"));
+    flow_put(&f, "s/step", curve_step_seconds(s->curve));
+    flow_end(&f);
     if (s->curve->eval_step >= 0) {
-        (void)snprintf(text, sizeof text, "step %lld:", (long long)s->curve->eval_step);
+        (void)snprintf(f.text, sizeof f.text, "step %lld:", (long long)s->curve->eval_step);
         for (size_t i = 0; i < sizeof eval / sizeof eval[0]; i++)
-            put_value(text, sizeof text, eval[i], curve_eval(s->curve, eval[i]));
-        line(s, out, left, text);
+            flow_put(&f, eval[i], curve_eval(s->curve, eval[i]));
+        flow_end(&f);
     }
     if (s->curve->rewinds) {
         (void)snprintf(text, sizeof text, "went back to step %lld (attempt %lld resumed there)",

@@ -41,7 +41,17 @@ static int look(struct cli *cli, int argc, char **argv, const struct args_option
 {
     const char *rest[1];
     int r = args_parse(cli, argc, argv, own, rest, 1, 1, NULL);
-    return r == CLI_OK ? jobfile_open(cli, rest[0], sets, f) : r;
+    if (r != CLI_OK)
+        return r;
+    r = jobfile_open(cli, rest[0], sets, f);
+    if (r != CLI_OK && cli->json) { /* a document, also when the answer is no */
+        json_t *j = json_pack("{s:b,s:[{s:i,s:b,s:s}]}", "ok", 0, "problems", "line", 0, "warning",
+                              0, "text", cli->err.text);
+        if (j)
+            print_json(cli, j);
+        json_decref(j);
+    }
+    return r;
 }
 
 /* memory: 3.10 GB of 84.00 GB free: weights ..., as the worker plans a rank's. */

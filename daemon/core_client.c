@@ -173,8 +173,9 @@ static int device_type(const struct core *c, const struct event_submit *s, char 
     if (s->devices <= all)
         return type;
     const bool more = type == JOB_GPU && s->no_gpus && *s->no_gpus;
-    (void)snprintf(text, size, "the job wants %u %s devices; this alignd has %u%s%s", s->devices,
-                   names[type], all, more ? ". " : "", more ? s->no_gpus : "");
+    (void)snprintf(text, size, "the job wants %u %s device%s; this alignd has %u%s%s", s->devices,
+                   names[type], s->devices == 1 ? "" : "s", all, more ? ". " : "",
+                   more ? s->no_gpus : "");
     return 0;
 }
 

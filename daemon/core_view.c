@@ -92,10 +92,10 @@ static void say(enum job_reason r, const struct core *c, const struct core_node 
     default:
         core_device_wait(c, n->job.type, r, which, sizeof(which));
         (void)snprintf(text, size,
-                       "wants %u %s devices: %u free, %u in use, %u foreign, %u fenced, %u "
+                       "wants %u %s device%s: %u free, %u in use, %u foreign, %u fenced, %u "
                        "drained%s",
-                       n->job.devices, type, count->free, count->used, count->foreign,
-                       count->fenced, count->drained, which);
+                       n->job.devices, type, n->job.devices == 1 ? "" : "s", count->free,
+                       count->used, count->foreign, count->fenced, count->drained, which);
         break;
     }
 }

@@ -181,6 +181,14 @@ int spec_model_find(const char *name, const char *base_dir, const char *revision
         *ret_dir = path;
         return 0;
     }
+    struct stat st;
+    if (stat(path, &st) == 0) {
+        int r =
+            err_set(err, -ENOTDIR,
+                    "%.400s is a file: write the folder that holds the model's config.json", path);
+        free(path);
+        return r;
+    }
     free(path);
     return find_in_cache(name, revision, ret_dir, ret_commit, err);
 }

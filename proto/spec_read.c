@@ -471,16 +471,14 @@ static int read_tree(struct reader *rd, const char *text, size_t bytes)
         problem_add(rd, 1, false, "a job file is a list of `key: value` lines");
         return -EINVAL;
     }
-    bool bad = false;
     for (size_t i = 0; i < rd->opts->n_sets; i++) {
         r = spec_set_apply(rd->root, &rd->lines, rd->opts->sets[i].text, &err);
         if (r == -ENOMEM)
             return r;
-        if (r < 0)
+        if (r < 0) /* one that cannot be applied hides nothing else */
             problem_add(rd, 0, false, err.text);
-        bad = bad || r < 0;
     }
-    return bad ? -EINVAL : 0;
+    return 0;
 }
 
 static bool read_method(struct reader *rd)

@@ -245,11 +245,11 @@ static int train(struct standalone *s, struct err *err)
     r = write_gang(s, err);
     if (r < 0)
         return RUN_EXIT_ERROR;
-    say(s, "%s: %d rank%s with %d thread%s, attempt %u, output in %s", s->spec->name,
-        s->spec->devices, s->spec->devices > 1 ? "s" : "",
-        host_threads(s->spec->threads_per_device, s->spec->devices),
-        host_threads(s->spec->threads_per_device, s->spec->devices) > 1 ? "s each" : " each",
-        s->attempt, s->spec->output_dir);
+    const int ranks = s->spec->devices;
+    const int threads = host_threads(s->spec->threads_per_device, ranks);
+    say(s, "%s: %d rank%s with %d thread%s%s, attempt %u, output in %s", s->spec->name, ranks,
+        ranks > 1 ? "s" : "", threads, threads > 1 ? "s" : "", ranks > 1 ? " each" : "", s->attempt,
+        s->spec->output_dir);
     r = supervise_gang(&so, &e, err);
     s->lock_fd = -1; /* the supervisor's */
     return r < 0 ? RUN_EXIT_ERROR : tell_end(s, &e, err);

@@ -71,6 +71,46 @@ static json_t *job(const char *state, int steps)
                      "cpu:1", "started_ms", 1000, "ended_ms", 0, "loss");
 }
 
+/* What does not fit on a line goes on the next one. */
+static void test_values_are_whole(void **state)
+{
+    (void)state;
+    struct curve c;
+    curve_init(&c);
+    for (int i = 1; i <= 30; i++)
+        add(&c, MSG_ROW_TRAIN, 1, i, 1.0 / i);
+    json_t *j = job("RUNNING", 1000), *waits = job("PENDING", 1000);
+    for (size_t columns = 30; columns < 120; columns++) {
+        struct buf b = {.max = 1 << 20};
+        struct screen s = {.job = j,
+                           .curve = &c,
+                           .columns = columns,
+                           .rows = 24,
+                           .connected = true,
+                           .now_ms = 99000};
+        screen_draw(&s, &b);
+        static const char *const whole[] = {"loss 0.03333",        "rewards/accuracies 0.75",
+                                            "rewards/margins 0.5", "grad_norm 1.5",
+                                            "tokens/s 12,345",     "s/step 1"};
+        for (size_t i = 0; i < ARRAY_LEN(whole); i++)
+            if (!strstr(b.data, whole[i]))
+                fail_msg("%zu columns without %s: %s", columns, whole[i], b.data);
+        buf_free(&b);
+    }
+    curve_fini(&c);
+    curve_init(&c);
+    struct buf b = {.max = 1 << 20};
+    struct screen s = {
+        .job = waits, .curve = &c, .columns = 80, .rows = 24, .connected = true, .now_ms = 99000};
+    screen_draw(&s, &b);
+    assert_null(strstr(b.data, "\n\n"));
+    assert_non_null(strstr(b.data, "waits on in the queue"));
+    buf_free(&b);
+    curve_fini(&c);
+    json_decref(j);
+    json_decref(waits);
+}
+
 /* Every size: never more lines than there are, never a line wider than the screen. */
 static void test_sizes(void **state)
 {
@@ -204,9 +244,8 @@ static void test_rows(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_curve),
-        cmocka_unit_test(test_sizes),
-        cmocka_unit_test(test_words),
+        cmocka_unit_test(test_curve), cmocka_unit_test(test_values_are_whole),
+        cmocka_unit_test(test_sizes), cmocka_unit_test(test_words),
         cmocka_unit_test(test_rows),
     };
     return cmocka_run_group_tests_name("screen", tests, NULL, NULL);

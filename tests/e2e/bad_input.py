@@ -25,14 +25,14 @@ ROW = {'prompt': 'What is it?', 'chosen': ' It is good.', 'rejected': ' Go away.
 
 class Case:
     def __init__(self, build, base):
-        self.build, self.dir = build, base
+        self.build, self.dir, self.more = build, base, []
         self.model, self.data, self.job = base / 'm', base / 'd.jsonl', base / 'job.yaml'
         shutil.copytree(DEMO, self.model)
         self.data.write_text(''.join(json.dumps(ROW | {'prompt': f'Question {i}?'}) + '\n' for i in range(8)))
         self.job.write_text(JOB)
 
     def check(self):
-        done = subprocess.run([str(self.build / 'client/alignctl'), 'check', str(self.job)], cwd=self.dir,
+        done = subprocess.run([str(self.build / 'client/alignctl'), 'check', str(self.job), *self.more], cwd=self.dir,
                               capture_output=True, text=True, timeout=60)
         return done.returncode, done.stdout + done.stderr
 
@@ -128,6 +128,9 @@ CASES = [
                                (c.dir / 'd.gz').write_bytes(gzip.compress(c.data.read_bytes())[:40])), 'd.gz', 1),
     ('data is a folder', lambda c: (c.data.unlink(), c.data.mkdir()), 'd.jsonl', 1),
     ('no model', lambda c: shutil.rmtree(c.model), 'neither a folder', 1),
+    ('a file for a model', lambda c: (shutil.rmtree(c.model), c.model.write_text('')), 'm is a file', 1),
+    ('a bad --set hides nothing', lambda c: setattr(c, 'more', ['--set', 'lora_r=1e999', '--set', 'beta=x']),
+     ('lora_r=1e999', 'beta: must be a number'), 1),
     ('no config', lambda c: (c.model / 'config.json').unlink(), 'config.json', 1),
     ('config no JSON', lambda c: (c.model / 'config.json').write_text('{'), 'config.json', 1),
     ('other architecture', lambda c: config(c.model, architectures=['FalconForCausalLM'], model_type='falcon'),
@@ -167,6 +170,9 @@ def main():
                 failed.append(f'{name}: code {got}, wanted {code} and "{says}":\n{text}')
         finally:
             shutil.rmtree(base, ignore_errors=True)
+    none = subprocess.run([str(build / 'client/alignctl'), 'check', '/nonexistent.yaml', '--json'], capture_output=True, text=True)
+    if none.returncode != 1 or json.loads(none.stdout)['ok'] is not False:
+        failed.append(f'--json without a file: {none}')
     for f in failed:
         print(f)
     print(f'bad_input: {len(CASES) - len(failed)} of {len(CASES)} ok')

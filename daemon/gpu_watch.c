@@ -8,7 +8,7 @@
 #include <string.h>
 #include <time.h>
 
-enum { EVENT_WAIT_MS = 1000, NO_EVENTS_MS = 10000, STOP_MS = 3000 };
+enum { EVENT_WAIT_MS = 1000, NO_EVENTS_MS = 10000, STOP_S = 3 };
 
 struct gpu_watch {
     struct gpu_watch_opts opts;
@@ -67,9 +67,13 @@ static void set_state(struct gpu_watch *w, enum gpu_watch_state s)
     pthread_cond_broadcast(&w->moved);
 }
 
+/* Not once it was stopped: a thread that comes back late finds no owner. */
 static void wake(struct gpu_watch *w)
 {
-    w->opts.wake(w->opts.arg);
+    pthread_mutex_lock(&w->lock);
+    if (!w->stop)
+        w->opts.wake(w->opts.arg);
+    pthread_mutex_unlock(&w->lock);
 }
 
 /* ---- the sampler ---- */
@@ -269,9 +273,13 @@ void gpu_watch_take(struct gpu_watch *w, struct gpu_watch_news *ret)
     pthread_mutex_unlock(&w->lock);
 }
 
+/* (Not pthread_clockjoin_np: the thread sanitizer does not know it.) */
 static bool joined(pthread_t t, const struct timespec *until)
 {
-    return pthread_clockjoin_np(t, NULL, CLOCK_MONOTONIC, until) == 0;
+    if (pthread_timedjoin_np(t, NULL, until) == 0)
+        return true;
+    (void)pthread_detach(t); /* nobody will ask for it again */
+    return false;
 }
 
 int gpu_watch_stop(struct gpu_watch *w)
@@ -281,15 +289,16 @@ int gpu_watch_stop(struct gpu_watch *w)
 
     if (!w)
         return 0;
-    until = from_now(STOP_MS);
+    clock_gettime(CLOCK_REALTIME, &until);
+    until.tv_sec += STOP_S;
     pthread_mutex_lock(&w->lock);
     w->stop = true;
     pthread_cond_broadcast(&w->moved);
     pthread_mutex_unlock(&w->lock);
     if (w->has_sampler)
         all = joined(w->sampler, &until);
-    if (all && w->has_events)
-        all = joined(w->events, &until);
+    if (w->has_events)
+        all = joined(w->events, &until) && all;
     if (!all)
         return 1; /* they may come back from the driver at any time */
     release(w);

@@ -12,6 +12,7 @@
 #include "daemon/fault.h"
 #include "daemon/gpu_visible.h"
 #include "daemon/gpu_watch.h"
+#include "daemon/probe.h"
 #include "proto/log.h"
 
 enum {
@@ -20,6 +21,7 @@ enum {
     OPEN_MS = 60000,  /* a driver that initialises eight GPUs takes a while            */
     AWAIT_MS = 15000, /* alignd's start waits for that so long                         */
     RETRY_MS = 30000,
+    PROBE_MS = 10000,
     LOCK_TICKS = 5,   /* between looks at the locks of other alignds                   */
     NOTE_S = 10,      /* how often the core hears of a change of words alone           */
     HOT_MARGIN_C = 5, /* below the limit a GPU is not called hot any more              */
@@ -391,7 +393,7 @@ static void close_watch(struct gpus *s)
     s->news = (struct gpu_watch_news){.state = s->state}; /* it pointed into the watch */
 }
 
-/* GPUs are there, but nothing to train on them with. */
+/* GPUs are there, but nothing to train on them with, as far as this build goes. */
 static void count_only(struct gpus *s)
 {
     size_t n = s->state == GPU_WATCH_OK ? s->news.n_gpus : (size_t)devices_gpus_seen();
@@ -413,6 +415,7 @@ int gpus_open(struct alignd *a)
                                      .retry_ms = RETRY_MS,
                                      .wake = on_wake,
                                      .arg = s};
+    char why[320];
     int r;
 
     if (!s)
@@ -430,6 +433,11 @@ int gpus_open(struct alignd *a)
     take(a);
     if (!devices_gpu_module(a->config->worker)) {
         count_only(s);
+    } else if (s->state == GPU_WATCH_OK && s->news.n_gpus > 0 &&
+               probe_gpus(a->config->worker, PROBE_MS, why, sizeof why) == 0) {
+        count_only(s);
+        (void)snprintf(s->note + strlen(s->note), sizeof s->note - strlen(s->note), ": %.250s",
+                       why);
     } else if (s->state == GPU_WATCH_ABSENT && devices_gpus_seen() > 0) {
         (void)snprintf(s->note, sizeof s->note, "%d GPUs seen, not used: %.300s",
                        devices_gpus_seen(), s->news.why);

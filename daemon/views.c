@@ -184,6 +184,7 @@ static void device(struct buf *b, const struct alignd *a, const struct core_devi
 {
     const struct nvml_gpu *known = d->type == JOB_GPU ? gpus_find(a, d->name) : NULL;
     const struct job *j = d->job ? core_job(a->core, d->job) : NULL;
+    char note[96] = "";
 
     buf_str(b, "{\"device\":");
     buf_json(b, d->name);
@@ -194,10 +195,12 @@ static void device(struct buf *b, const struct alignd *a, const struct core_devi
     if (known)
         gpu(b, known);
     text(b, "reason", d->reason);
-    text(b, "note",
-         d->drained && d->state == CORE_DEVICE_USED
-             ? "drained: given out no more once its job is over"
-             : "");
+    if (d->drained && d->state == CORE_DEVICE_USED)
+        (void)snprintf(note, sizeof note, "drained: given out no more once its job is over");
+    else if (known && known->slowdown > 0 && known->temperature >= known->slowdown)
+        (void)snprintf(note, sizeof note, "hot: its clocks are lowered from %d C on",
+                       known->slowdown);
+    text(b, "note", note);
     buf_str(b, "}");
 }
 

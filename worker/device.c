@@ -6,6 +6,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include <jansson.h>
+
 const char *device_backend(bool gpu)
 {
     const char *told = getenv("ALIGND_BACKEND");
@@ -71,4 +73,24 @@ void device_settle(struct spec *spec, bool gpu)
 {
     if (spec->bf16_auto)
         spec->bf16 = gpu;
+}
+
+char *device_json(void)
+{
+    const struct spec spec = {.device_type = SPEC_DEVICE_AUTO, .devices = 1};
+    struct err err = {""};
+    struct device_set set;
+    const int r = device_look(&spec, &set, &err);
+    json_t *gpus = json_array(), *o;
+    char *text;
+
+    for (int i = 0; r == 0 && set.gpu && i < set.n; i++)
+        json_array_append_new(gpus,
+                              json_pack("{s:s,s:s,s:I}", "uuid", set.v[i].uuid, "name",
+                                        set.v[i].name, "memory", (json_int_t)set.v[i].mem_total));
+    o = json_pack("{s:s,s:o,s:s}", "backend", r == 0 ? set.backend : "", "gpus", gpus, "why",
+                  r < 0 ? err.text : set.why);
+    text = o ? json_dumps(o, 0) : NULL;
+    json_decref(o);
+    return text;
 }

@@ -35,4 +35,8 @@ int device_look(const struct spec *spec, struct device_set *ret, struct err *err
 /* What the spec leaves to the kind of device: bf16: auto. */
 void device_settle(struct spec *spec, bool gpu);
 
+/* What `align-worker devices` prints, malloc'ed: {"backend": "cuda", "gpus": [{"uuid",
+ * "name", "memory"}], "why": why no GPU is used}. NULL: no memory. */
+char *device_json(void);
+
 #endif

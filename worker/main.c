@@ -8,6 +8,7 @@
 
 #include "proto/log.h"
 #include "worker/check.h"
+#include "worker/device.h"
 #include "worker/rank.h"
 #include "worker/run.h"
 #include "worker/standalone.h"
@@ -22,6 +23,7 @@ static const char usage[] =
     "align-worker try JOB [--set KEY=VALUE]...                 a few steps in a temporary folder, "
     "JSON\n"
     "align-worker tokenize --model DIR [--json] [--no-special] standard input to ids\n"
+    "align-worker devices                                      the GPUs it can train on, JSON\n"
     "align-worker supervise GANGDIR                            started by alignd\n"
     "align-worker rank RANK PID                                started by supervise\n"
     "JOB is a YAML or JSON file; \"-\" reads standard input (--base DIR: what its paths start "
@@ -232,6 +234,19 @@ static int supervise_verb(int argc, char **argv)
     return r < 0 ? RUN_EXIT_ERROR : RUN_EXIT_DONE;
 }
 
+static int devices_verb(int argc, char **argv)
+{
+    char *text;
+
+    (void)argv;
+    if (argc != 1)
+        return complain("devices takes nothing");
+    text = device_json();
+    puts(text ? text : "{}");
+    free(text);
+    return RUN_EXIT_DONE;
+}
+
 static int rank_verb(int argc, char **argv)
 {
     if (argc != 3)
@@ -247,7 +262,7 @@ int main(int argc, char **argv)
     } verbs[] = {
         {"run", run_verb},   {"--check", check_verb},     {"data", data_verb},
         {"try", try_verb},   {"tokenize", tokenize_verb}, {"supervise", supervise_verb},
-        {"rank", rank_verb},
+        {"rank", rank_verb}, {"devices", devices_verb},
     };
 
     if (argc >= 2 && strcmp(argv[1], "--help") == 0) {

@@ -141,7 +141,18 @@ static void test_what_is_there(void **state)
     assert_true(world_int_of(d, "memory_used") == (json_int_t)61559 << 20);
     assert_int_equal(world_int_of(d, "utilisation"), 98);
     assert_int_equal(world_int_of(d, "temperature"), 71);
+    assert_string_equal(world_text_of(d, "note"), "");
     json_decref(d);
+    play(TWO "set " B " temp 93\n");
+    for (int i = 0; i < 200; i++) {
+        d = device(w, B);
+        const bool hot = strstr(world_text_of(d, "note"), "hot: its clocks are lowered from 90 C");
+        json_decref(d);
+        if (hot)
+            break;
+        assert_true(i < 199);
+        usleep(50000);
+    }
     play(TWO "gpu GPU-cccc NVIDIA_T4 15360\nset " B " mig 1\n"); /* one more, and one is split */
     wait_device(w, "GPU-cccc", "FREE", "");
     wait_device(w, B, "FENCED", "MIG");
@@ -377,6 +388,18 @@ static void test_a_build_for_the_cpu(void **state)
     json_decref(list);
 }
 
+/* align-worker has the module, and says that it cannot use it. */
+static void test_a_module_that_cannot_be_used(void **state)
+{
+    struct world *w = *state;
+
+    setenv("PLAY_DEVICES", "{\"gpus\":[],\"why\":\"libcublasLt.so.13 is missing\"}", 1);
+    begin(w, TWO);
+    unsetenv("PLAY_DEVICES");
+    assert_string_equal(note(w), "This build trains on the CPU only; 2 GPUs seen, not used: "
+                                 "libcublasLt.so.13 is missing");
+}
+
 static void test_cuda_visible_devices(void **state)
 {
     struct world *w = *state;
@@ -395,10 +418,11 @@ int main(void)
 {
 #define TEST(f) cmocka_unit_test_setup_teardown(f, world_setup, world_teardown)
     const struct CMUnitTest tests[] = {
-        TEST(test_what_is_there),       TEST(test_a_job_on_gpus),
-        TEST(test_hardware_that_fails), TEST(test_other_peoples_processes),
-        TEST(test_a_driver_that_hangs), TEST(test_drivers_that_refuse),
-        TEST(test_a_build_for_the_cpu), TEST(test_cuda_visible_devices),
+        TEST(test_what_is_there),        TEST(test_a_job_on_gpus),
+        TEST(test_hardware_that_fails),  TEST(test_other_peoples_processes),
+        TEST(test_a_driver_that_hangs),  TEST(test_drivers_that_refuse),
+        TEST(test_a_build_for_the_cpu),  TEST(test_a_module_that_cannot_be_used),
+        TEST(test_cuda_visible_devices),
     };
     int fd, r;
 

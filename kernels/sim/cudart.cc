@@ -96,6 +96,12 @@ void heap_close()
     if (--open_depth == 0 && config().protect && heap && top > heap)
         mprotect(heap, top - heap, PROT_NONE);
 }
+// Under CUSIM_PROTECT opening costs a system call over all device memory: once for all that runs
+// until the host goes on.
+struct HeapOpen {
+    HeapOpen() { heap_open(); }
+    ~HeapOpen() { heap_close(); }
+};
 bool heap_contains(const void *p)
 {
     return heap && (const char *)p >= heap && (const char *)p < heap + HEAP;
@@ -256,6 +262,7 @@ static bool any_outside()
 }
 template <class F> static void drain_until(F done)
 {
+    HeapOpen open;
     while (!done()) {
         bool any = false;
         size_t n = streams.size(), k0 = config().stream == 2 ? rnd64() % n : 0;
@@ -268,6 +275,9 @@ template <class F> static void drain_until(F done)
 static void drain(Stream *s, bool wait = true)
 {
     // lazy: run only what this stream needs
+    if (s->q.empty())
+        return;
+    HeapOpen open;
     while (!s->q.empty()) {
         if (step(s))
             continue;

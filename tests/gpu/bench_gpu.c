@@ -22,6 +22,8 @@
 #include "tests/gpu/bench_rows.h"
 #include "worker/step.h"
 
+enum { NO_DEVICE = 3 }; /* exit status of `ceilings` */
+
 struct bench {
     const char *backend;
     struct spec spec;
@@ -145,7 +147,7 @@ static int ceilings(const char *backend)
     struct kn_info info;
 
     if (device_open(backend, &d) != 0)
-        return 1;
+        return NO_DEVICE;
     if (d.ops->info(d.ctx, &info) < 0)
         return fails(backend, "no answer");
     const double copy = copy_rate(&d, (size_t)1 << (small ? 22 : 30), 8);

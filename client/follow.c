@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "client/jobview.h"
+#include "client/left.h"
 
 enum { LAST_LINES = 20, HELD_MS = 90000, RETRY_MS = 500 };
 
@@ -215,6 +216,14 @@ static void tell_lines(struct cli *cli, const char *s, size_t n)
     }
 }
 
+static void tell_adapter(struct cli *cli, const json_t *state)
+{
+    char left[LIMIT_PATH + 64], plain[LIMIT_PATH + 64];
+    if (*left_adapter(state, left, sizeof left))
+        (void)fprintf(cli->notes, "its adapter: %s\n",
+                      format_plain(plain, sizeof plain, left, sizeof plain));
+}
+
 void follow_tell_failure(struct cli *cli, struct conn *c, const json_t *state)
 {
     char reason[1024], plain[1100];
@@ -228,10 +237,7 @@ void follow_tell_failure(struct cli *cli, struct conn *c, const json_t *state)
                   jobview_text(state, "state"), known ? ": " : "",
                   known ? format_plain(plain, sizeof plain, reason, sizeof plain) : "");
     if (strcmp(jobview_text(state, "state"), "CANCELLED") == 0) {
-        if (*jobview_text(state, "adapter"))
-            (void)fprintf(
-                cli->notes, "its adapter: %s\n",
-                format_plain(plain, sizeof plain, jobview_text(state, "adapter"), sizeof plain));
+        tell_adapter(cli, state);
         return;
     }
     if (jobview_int(state, "exit_signal"))
@@ -254,5 +260,6 @@ void follow_tell_failure(struct cli *cli, struct conn *c, const json_t *state)
         tell_lines(cli, reply->chunk.bytes.data, reply->chunk.bytes.bytes);
         codec_free(reply);
     }
+    tell_adapter(cli, state);
     cli->err = keep;
 }

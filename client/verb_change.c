@@ -6,6 +6,7 @@
 #include "client/conn.h"
 #include "client/follow.h"
 #include "client/jobview.h"
+#include "client/left.h"
 
 static void print_done(struct cli *cli, uint64_t job, const char *state, const char *text,
                        const char *adapter)
@@ -42,12 +43,13 @@ static int change(struct cli *cli, struct msg *req)
 static int cancelled(struct cli *cli, struct conn *c, uint64_t job)
 {
     struct follow f = {0};
-    char text[LIMIT_PATH + 128];
+    char text[LIMIT_PATH + 192];
     int r = follow_open(cli, c, job, &f);
     if (r == CLI_OK)
         r = follow_until_over(cli, &f);
     if (r == CLI_OK) {
-        const char *adapter = jobview_text(f.state, "adapter");
+        char left[LIMIT_PATH + 64];
+        const char *adapter = left_adapter(f.state, left, sizeof left);
         if (*adapter)
             (void)snprintf(text, sizeof text, "job %llu: %s at step %lld; its adapter: %s",
                            (unsigned long long)job, jobview_text(f.state, "state"),

@@ -7,6 +7,7 @@
 #include "client/conn.h"
 #include "client/dropped.h"
 #include "client/jobview.h"
+#include "client/left.h"
 #include "client/table.h"
 
 enum { RECENT_MS = 24 * 3600 * 1000, EXIT_STOPPED = 85 /* docs/STANDALONE.md */ };
@@ -214,8 +215,8 @@ static void print_show(struct cli *cli, const json_t *job)
     if (jobview_int(job, "priority"))
         field(cli, "priority", "%lld", (long long)jobview_int(job, "priority"));
     field(cli, "output_dir", "%s", jobview_text(job, "output_dir"));
-    if (*jobview_text(job, "adapter"))
-        field(cli, "adapter", "%s", jobview_text(job, "adapter"));
+    if (jobview_over(job) && *left_adapter(job, text, sizeof text))
+        field(cli, "adapter", "%s", text);
     if (*jobview_text(job, "error"))
         field(cli, "error", "%s", jobview_text(job, "error"));
     show_dropped(cli, json_object_get(job, "dropped"));

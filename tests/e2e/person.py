@@ -172,6 +172,23 @@ def cancel_and_go_on(rig, job):
     assert [line[3] for line in lines[1:3]] == ['CD', 'CD'], lines
 
 
+def killed(rig):
+    """What a job wrote before it was killed is named, though it could say nothing."""
+    job = rig.submit(JOB, *FAST, 'max_steps=4000', 'save_steps=2', f'output_dir={rig.dir}/k')
+    end = time.monotonic() + 120
+    while not list((rig.dir / 'k').glob('checkpoint-*')):
+        assert time.monotonic() < end, rig.show(job)
+        time.sleep(0.05)
+    out = rig.ctl('cancel', job, '--now')
+    adapter = Path(out.stdout.split('its adapter: ')[1].strip())
+    assert (adapter / 'adapter_model.safetensors').exists() and adapter.parent == rig.dir / 'k', out
+    assert str(adapter) in rig.ctl('wait', job, ok=False).stderr
+    assert str(adapter) in rig.ctl('show', job).stdout
+    steps = int(adapter.name.split('-')[1])
+    rig.ctl('resume', job, '--set', f'max_steps={rig.show(job)["step"] + 2}', '--wait')
+    assert rig.show(job)['attempts'][1]['resume_step'] >= steps
+
+
 def twice(rig):
     """The same submit again is the same job; with other contents it is refused."""
     key, args = ['--key', '0123456789abcdef' * 2, '--parsable'], [f'output_dir={rig.dir}/t-{{id}}', 'max_steps=2']
@@ -210,6 +227,7 @@ def main():
         assert 'runs already' in rig.ctl('up').stdout
         look(rig)
         cancel_and_go_on(rig, watch(rig))
+        killed(rig)
         twice(rig)
         fails(rig)
         cached(rig)

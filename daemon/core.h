@@ -124,6 +124,7 @@ struct core_device {
     const char *name;
     uint8_t type;
     enum core_device_state state;
+    uint16_t order;   /* as event_device.order                                           */
     uint64_t job;     /* that holds it; 0: none                                          */
     bool drained;     /* USED: is given out no more once that job is over                */
     char reason[256]; /* for people: why it is as it is; or ""                           */

@@ -100,6 +100,8 @@ void core_device_event(struct core *c, const struct event_device *ev, struct eff
         return;
     const bool was_fenced = d->fenced;
     d->gone = ev->gone;
+    if (!ev->gone)
+        d->order = ev->order;
     d->unfit = ev->unfit;
     set_foreign(c, d, ev->foreign);
     if (ev->foreign || ev->unfit || !d->foreign)
@@ -176,6 +178,7 @@ void core_device_at(const struct core *c, size_t i, struct core_device *ret)
     ret->type = d->type;
     ret->job = d->job;
     ret->drained = d->drained;
+    ret->order = d->order;
     if (d->job || d->strays)
         ret->state = place_is_fenced(d) ? CORE_DEVICE_FENCED : CORE_DEVICE_USED;
     else if (d->gone && !d->fault) /* a GPU that failed is often not seen any more */

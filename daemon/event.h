@@ -190,6 +190,7 @@ struct event_device {
     const char *name;           /* "cpu:0", "GPU-8f3a..." (NVML's UUID); < 64 bytes        */
     uint8_t type;               /* enum job_type                                            */
     bool gone, foreign, fenced; /* fenced: a process on it cannot be killed                 */
+    uint16_t order;             /* GPUs: neighbours on the bus have neighbouring numbers     */
     bool unfit;                 /* it cannot be used now: its driver does not answer, MIG   */
     const char *note;           /* foreign, unfit: why, for people; or NULL                 */
 };

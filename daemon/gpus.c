@@ -31,6 +31,7 @@ struct card { /* a GPU that was seen and that alignd may use */
     struct nvml_gpu g;
     bool gone, locked; /* locked: by another alignd's gang                             */
     bool foreign, unfit;
+    uint16_t order; /* among those that NVML sees                                       */
     char note[160];
     struct { /* as the core knows it */
         bool known, gone, foreign, unfit;
@@ -120,6 +121,7 @@ void gpus_fill(const struct alignd *a, struct event_device *ev)
         if (strcmp(c->g.uuid, ev->name) != 0)
             continue;
         ev->gone = c->gone;
+        ev->order = c->order;
         ev->foreign = c->foreign;
         ev->unfit = c->unfit;
         ev->note = c->note;
@@ -266,6 +268,7 @@ static void take_sample(struct alignd *a, struct gpus *s)
         if (!c)
             continue;
         here[c - s->card] = true;
+        c->order = (uint16_t)i;
         take_gpu(a, c, &n->gpus[i]);
     }
     for (size_t i = 0; i < s->n; i++)

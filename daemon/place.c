@@ -10,6 +10,13 @@ int place_order(const char *a, const char *b)
     return m != n ? (m < n ? -1 : 1) : strcmp(a, b);
 }
 
+int place_before(const struct place_device *a, const struct place_device *b)
+{
+    if (a->order != b->order)
+        return a->order < b->order ? -1 : 1;
+    return place_order(a->name, b->name);
+}
+
 bool place_is_fenced(const struct place_device *d)
 {
     return d->fenced || d->unfit || d->fault;
@@ -51,11 +58,11 @@ bool place_pick(const struct place_device *d, size_t n, int type, uint32_t want,
 
     if (want == 0 || want > LIMIT_RANKS)
         return false;
-    for (size_t i = 0; i < n; i++) { /* the first `want` by name, in order */
+    for (size_t i = 0; i < n; i++) { /* the first `want`, in order */
         uint32_t at = k;
         if (d[i].type != type || !place_is_free(&d[i]))
             continue;
-        while (at > 0 && place_order(d[i].name, d[picked[at - 1]].name) < 0)
+        while (at > 0 && place_before(&d[i], &d[picked[at - 1]]) < 0)
             at--;
         more = k == want;
         if (at == want)

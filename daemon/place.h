@@ -17,7 +17,8 @@ enum { PLACE_NAME = 64, PLACE_TEXT = 160 };
 
 struct place_device {
     char name[PLACE_NAME];
-    uint8_t type; /* enum job_type                                                   */
+    uint8_t type;   /* enum job_type                                                   */
+    uint16_t order; /* GPUs: of their PCI addresses; goes before the name              */
     bool gone, foreign, fenced, drained;
     bool unfit;            /* its driver does not answer, or the like                      */
     uint32_t fault;        /* its hardware failed: the code; 0: it did not                 */
@@ -37,6 +38,7 @@ struct place_count place_count(const struct place_device *d, size_t n, int type)
 
 /* <, =, > 0: a is before b, "cpu:2" before "cpu:10". Of one type. */
 int place_order(const char *a, const char *b);
+int place_before(const struct place_device *a, const struct place_device *b); /* < 0: a is */
 
 /* Fills ret[0..want) with indices of free devices and returns true, or returns
  * false and leaves ret alone. */

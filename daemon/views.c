@@ -138,6 +138,8 @@ static int by_name(const void *a, const void *b)
 
     if (p->type != q->type)
         return p->type < q->type ? -1 : 1;
+    if (p->order != q->order)
+        return p->order < q->order ? -1 : 1;
     return place_order(p->name, q->name);
 }
 

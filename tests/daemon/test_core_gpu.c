@@ -321,6 +321,33 @@ static void test_an_unfit_gpu_says_why(void **state)
     teardown(&f);
 }
 
+/* Neighbours on the bus go first, whatever their UUIDs. */
+static void test_neighbours_go_together(void **state)
+{
+    static const char *const names[] = {"GPU-dddd", "GPU-cccc", B, A};
+    struct fixture f;
+
+    (void)state;
+    memset(&f, 0, sizeof(f));
+    f.now_ns = 1;
+    assert_int_equal(core_new(&(struct core_opts){.boottime_ns = 1}, &f.c), 0);
+    for (size_t i = 0; i < ARRAY_LEN(names); i++) { /* as a store would name them */
+        const struct fx_device row = {.name = names[3 - i], .type = JOB_GPU};
+        struct err err;
+        assert_int_equal(core_restore_device(f.c, &row, &err), 0);
+    }
+    for (size_t i = 0; i < ARRAY_LEN(names); i++)
+        step(&f,
+             &(struct event){.kind = EV_DEVICE,
+                             .device = {.name = names[i], .type = JOB_GPU, .order = (uint16_t)i}});
+    step(&f, &(struct event){.kind = EV_RECONCILED});
+    (void)submit(&f, 2, JOB_GPU);
+    const struct effect *e = find(&f, FX_LAUNCH);
+    assert_string_equal(e->launch.devices[0], names[0]);
+    assert_string_equal(e->launch.devices[1], names[1]);
+    teardown(&f);
+}
+
 static void test_names_may_be_shortened(void **state)
 {
     struct fixture f;
@@ -365,6 +392,7 @@ int main(void)
         cmocka_unit_test(test_a_fault_does_not_undo_a_result_or_a_cancel),
         cmocka_unit_test(test_a_fault_is_remembered),
         cmocka_unit_test(test_an_unfit_gpu_says_why),
+        cmocka_unit_test(test_neighbours_go_together),
         cmocka_unit_test(test_names_may_be_shortened),
         cmocka_unit_test(test_xids),
     };

@@ -15,6 +15,7 @@
 #include "client/args.h"
 #include "client/beside.h"
 #include "client/conn.h"
+#include "client/follow.h"
 #include "client/format.h"
 
 enum { UP_MS = 30000, DOWN_MS = 30000, LOOK_MS = 50, LOG_TAIL = 2000 };
@@ -83,7 +84,8 @@ static void tell_log(struct cli *cli, const char *log)
 /* Until hello answers, or the daemon has ended. */
 static int await(struct cli *cli, pid_t pid, const char *log, struct conn *c)
 {
-    for (int ms = 0; ms < UP_MS; ms += LOOK_MS) {
+    const int64_t until = follow_now_ms() + UP_MS;
+    while (follow_now_ms() < until) {
         int status;
         int r = conn_open(cli, c);
         if (r != CLI_UNREACHABLE)

@@ -199,6 +199,8 @@ static void look_at_sockets(struct alignd *a)
         const int r = bind_again(a, s);
         if (r == 1)
             log_warn("socket", "url=%s was gone: bound again", a->urls[s]);
+        else if (r == 2)
+            log_warn("socket", "url=%s let nobody in: bound again", a->urls[s]);
         else if (r < 0)
             log_error("socket", "url=%s is gone and cannot be bound again: %s", a->urls[s],
                       strerror(-r));

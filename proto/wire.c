@@ -7,7 +7,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/un.h>
+#include <unistd.h>
 
 #include <nng/nng.h>
 #include <nng/protocol/reqrep0/rep.h>
@@ -94,6 +97,9 @@ struct wire_server {
     char url[LIMIT_SOCKET_PATH + 16];
     dev_t dev;
     ino_t ino;
+    _Atomic unsigned arrived; /* connections so far                    */
+    int probe;                /* a connection of our own; -1: none     */
+    unsigned probe_arrived;   /* `arrived` when it was made            */
 
     pthread_mutex_t lock; /* everything below; never held while calling nng */
     bool closing;
@@ -135,6 +141,8 @@ static void on_pipe(nng_pipe pipe, nng_pipe_ev ev, void *arg)
     if (ev == NNG_PIPE_EV_ADD_PRE)
         e.has_peer = nng_pipe_get_uint64(pipe, NNG_OPT_IPC_PEER_UID, &e.uid) == 0 &&
                      nng_pipe_get_uint64(pipe, NNG_OPT_IPC_PEER_PID, &e.pid) == 0;
+    if (ev == NNG_PIPE_EV_ADD_PRE)
+        atomic_fetch_add(&s->arrived, 1);
     pthread_mutex_lock(&s->lock);
     if (ev == NNG_PIPE_EV_ADD_PRE) {
         if (s->n_pipes == s->cap_pipes) {
@@ -420,6 +428,7 @@ int wire_listen(const struct wire_listen *o, struct wire_server **ret, struct er
     if (!s)
         return -ENOMEM;
     s->o = *o;
+    s->probe = -1;
     s->reqs = calloc(o->contexts, sizeof(struct wire_req *));
     if (!s->reqs) {
         free(s);
@@ -436,17 +445,61 @@ int wire_listen(const struct wire_listen *o, struct wire_server **ret, struct er
     return 0;
 }
 
+/* ---- the listener's health ---- */
+
+static void probe_end(struct wire_server *s)
+{
+    if (s->probe >= 0)
+        close(s->probe);
+    s->probe = -1;
+}
+
+/* A connection of our own, with the words of a requester. It stays open until the next
+ * look, so that it cannot do what it looks for. */
+static void probe_begin(struct wire_server *s, const char *path)
+{
+    static const unsigned char hello[] = {0, 'S', 'P', 0, 0, 0x30, 0, 0};
+    struct sockaddr_un a = {.sun_family = AF_UNIX};
+
+    s->probe_arrived = atomic_load(&s->arrived);
+    s->probe = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    memcpy(a.sun_path, path, strlen(path) + 1);
+    if (s->probe >= 0 && (connect(s->probe, (struct sockaddr *)&a, sizeof a) < 0 ||
+                          send(s->probe, hello, sizeof hello, MSG_NOSIGNAL) != sizeof hello))
+        probe_end(s); /* a full backlog, no descriptors: the next look tries again */
+}
+
+static int bind_again(struct wire_server *s)
+{
+    probe_end(s);
+    nng_listener_close(s->listener);
+    return start_listener(s);
+}
+
+/* nng 1.5.2 stops to accept for good when a peer has gone before it is greeted: EPIPE becomes
+ * "closed", which its accept loop takes for the listener's own end. The kernel goes on
+ * to accept, and nng to greet, connections that nobody ever sees. */
 int wire_check(struct wire_server *s)
 {
     const char *path = wire_ipc_path(s->url);
     struct stat st;
+    bool deaf;
     int r;
 
-    if (!path || (stat(path, &st) == 0 && st.st_dev == s->dev && st.st_ino == s->ino))
+    if (!path)
         return 0;
-    nng_listener_close(s->listener);
-    r = start_listener(s);
-    return r < 0 ? r : 1;
+    if (stat(path, &st) < 0 || st.st_dev != s->dev || st.st_ino != s->ino) {
+        r = bind_again(s);
+        return r < 0 ? r : 1;
+    }
+    deaf = s->probe >= 0 && atomic_load(&s->arrived) == s->probe_arrived;
+    probe_end(s);
+    if (deaf) {
+        r = bind_again(s);
+        return r < 0 ? r : 2;
+    }
+    probe_begin(s, path);
+    return 0;
 }
 
 void wire_close(struct wire_server *s)
@@ -456,6 +509,7 @@ void wire_close(struct wire_server *s)
     pthread_mutex_lock(&s->lock);
     s->closing = true;
     pthread_mutex_unlock(&s->lock);
+    probe_end(s);
     nng_close(s->socket);
     server_free(s);
 }

@@ -31,8 +31,10 @@ struct wire_listen {
 /* Binds. A stale socket file is taken over. Returns 0, -EADDRINUSE, -ENAMETOOLONG,
  * -EACCES, -ENOMEM, -EIO. */
 int wire_listen(const struct wire_listen *o, struct wire_server **ret, struct err *err);
-/* Binds again when the socket's file has vanished or is another's (call every few
- * seconds). 0: it was there; 1: bound again; negative errno: could not. */
+/* Binds again when the socket's file has vanished or is another's, or when connections are no
+ * longer seen (call every few seconds; not in less than the time that one needs). 0: all
+ * is well; 1: bound again, the file was gone; 2: nobody was let in; negative errno:
+ * could not. */
 int wire_check(struct wire_server *s);
 /* Ends everything; requests not yet answered become invalid. NULL is a no-op. */
 void wire_close(struct wire_server *s);

@@ -3,6 +3,7 @@ the queue, over connections of their own and through alignctl. The daemon answer
 as before and keeps its size; whoever is slow, or was cut off for not reading at all,
 ends with every byte and every row."""
 import json
+import socket
 import subprocess
 import sys
 import threading
@@ -132,6 +133,22 @@ def rows_of(rig, job):
     return json.loads(rig.ctl('show', job, '--json').stdout)['step']
 
 
+def hasty(rig, job):
+    """Peers that are gone before they are greeted: nng lets nobody in after that, until alignd
+    has noticed. The gang and other clients do not lose anything by it."""
+    step = rows_of(rig, job)
+    for name in ('control.sock', 'watch.sock', 'worker.sock'):
+        for _ in range(10):
+            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            sock.connect(str(rig.state / name))
+            sock.close()
+    began = time.monotonic()
+    until('alignctl list', lambda: rig.ctl('list', ok=False).returncode == 0, 20)
+    Client(rig.state / 'watch.sock').call('watch_queue', rev=0)
+    until('steps', lambda: rows_of(rig, job) > step, 20)
+    print(f'served {time.monotonic() - began:.1f} s after hasty peers')
+
+
 def main():
     rig = Rig(sys.argv[1])
     began = time.monotonic()
@@ -141,6 +158,7 @@ def main():
         control, watch = rig.state / 'control.sock', rig.state / 'watch.sock'
         job = rig.submit(DEMO / 'job.yaml', *SETS, f'output_dir={rig.dir}/run')
         until('steps', lambda: rows_of(rig, job) > 5)
+        hasty(rig, job)
         path = rig.dir / 'run/attempts/1/rank-1.log'
         with open(path, 'ab') as log:
             log.write(b''.join(b'line %06d of something that a program prints\n' % i for i in range(20000)))

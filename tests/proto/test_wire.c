@@ -286,6 +286,43 @@ static void rebind(void **state)
     wire_close(s);
 }
 
+/* Peers that are gone before they are greeted, which stops nng's accept loop; the second look
+ * finds out, and a client that came in between is served. */
+static void hasty_peers(void **state)
+{
+    struct wire_server *s = serve(state, 8, 8);
+    struct sockaddr_un a = {.sun_family = AF_UNIX};
+    struct wire_client *c;
+    struct caller k;
+    int deaf = 0;
+
+    snprintf(a.sun_path, sizeof a.sun_path, "%s", url + strlen("ipc://"));
+    assert_int_equal(wire_check(s), 0);
+    usleep(100000);
+    assert_int_equal(wire_check(s), 0); /* its own look does no harm */
+    for (int i = 0; i < 20; i++) {
+        const int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+        assert_int_equal(connect(fd, (struct sockaddr *)&a, sizeof a), 0);
+        close(fd);
+    }
+    usleep(100000);
+    assert_int_equal(wire_dial(url, 0, &c, NULL), 0);
+    caller_init(&k, c);
+    assert_int_equal(wire_call_start(k.k, "hello", 5, WAIT_MS), 0);
+    for (int i = 0; i < 4 && !deaf; i++) {
+        const int r = wire_check(s);
+        assert_true(r == 0 || r == 2);
+        deaf = r == 2;
+        usleep(200000);
+    }
+    print_message("the listener %s\n", deaf ? "was deaf, and bound again" : "was not disturbed");
+    echo(take(s, state));
+    expect(&k, "hello");
+    caller_fini(&k);
+    wire_hangup(c);
+    wire_close(s);
+}
+
 static void second_server(void **state)
 {
     struct wire_server *s = serve(state, 8, 8), *t;
@@ -405,6 +442,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(restart, setup, teardown),
         cmocka_unit_test_setup_teardown(nobody, setup, teardown),
         cmocka_unit_test_setup_teardown(rebind, setup, teardown),
+        cmocka_unit_test_setup_teardown(hasty_peers, setup, teardown),
         cmocka_unit_test_setup_teardown(second_server, setup, teardown),
         cmocka_unit_test_setup_teardown(slow_peer, setup, teardown),
         cmocka_unit_test_setup_teardown(many_threads, setup, teardown),

@@ -34,6 +34,10 @@ static int open_backend(struct trainer *t, const struct trainer_opts *o, struct 
         return err_set(err, r, "backend %s: %s", o->backend, why);
     t->threads = open.threads;
     r = t->ops->open(&open, &t->ctx);
+    if (r == -ENOTSUP && o->uuid)
+        return err_set(err, r,
+                       "%s cannot be used: older than compute capability 8.0, or the driver is",
+                       o->uuid);
     if (r == -ENOTSUP && o->spec->bf16)
         return err_set(err, r,
                        "bf16: true: this processor has no bf16 instructions (AVX512-BF16); "
@@ -105,8 +109,8 @@ static int join_devices(struct trainer *t, struct err *err)
     if (r == 0)
         r = t->ops->info(t->ctx, &after);
     if (r == 0 && after.mem_free < before.mem_free)
-        t->free -= before.mem_free - after.mem_free < t->free ? before.mem_free - after.mem_free
-                                                              : t->free;
+        t->free -=
+            before.mem_free - after.mem_free < t->free ? before.mem_free - after.mem_free : t->free;
     return r;
 }
 

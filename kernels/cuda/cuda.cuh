@@ -91,6 +91,11 @@ struct kn_weight {
 int cuda_weight_take(kn_ctx *ctx, const kn_weight *w, kn_weight *ret);
 int cuda_weight_give(kn_ctx *ctx, const kn_weight *w);
 size_t cuda_slot_bytes(const kn_weight_desc *d, kn_dtype compute);
+/* Built for compute capability 8.0 and newer: bf16 in tensor cores. */
+static inline bool cuda_new_enough(const cudaDeviceProp *p)
+{
+    return p->major >= 8;
+}
 int cuda_device_of(const char *uuid);                /* its index, or -ENODEV */
 size_t cuda_sweep_bytes(int64_t n);                  /* of grad_sweep's scratch */
 void cuda_uuid(const cudaDeviceProp *p, char *text); /* KN_UUID bytes */

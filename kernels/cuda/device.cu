@@ -59,15 +59,27 @@ int cuda_devices(kn_device *ret, int max, char *why, size_t why_size)
                          : cudaGetErrorString(e));
         return e == cudaErrorNoDevice ? 0 : -ENOTSUP;
     }
-    for (int i = 0; i < n && i < max; i++) {
-        memset(&ret[i], 0, sizeof ret[i]);
+    int usable = 0;
+    for (int i = 0; i < n; i++) {
         if (cudaGetDeviceProperties(&p, i) != cudaSuccess)
             return -EIO;
-        cuda_uuid(&p, ret[i].uuid);
-        snprintf(ret[i].name, sizeof ret[i].name, "%.90s", p.name);
-        ret[i].mem_total = p.totalGlobalMem;
+        if (!cuda_new_enough(&p)) {
+            if (why)
+                snprintf(why, why_size,
+                         "CUDA finds a GPU too old for this build: %.60s has compute capability "
+                         "%d.%d, 8.0 is needed",
+                         p.name, p.major, p.minor);
+            continue;
+        }
+        if (usable++ >= max)
+            continue;
+        kn_device *d = &ret[usable - 1];
+        memset(d, 0, sizeof *d);
+        cuda_uuid(&p, d->uuid);
+        snprintf(d->name, sizeof d->name, "%.90s", p.name);
+        d->mem_total = p.totalGlobalMem;
     }
-    return n;
+    return usable;
 }
 
 int64_t cuda_lora_room(int64_t lora_cols)

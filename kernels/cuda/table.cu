@@ -80,6 +80,11 @@ int cuda_open(const kn_open *o, kn_ctx **ret_ctx)
         device = cuda_device_of(o->uuid);
     if (device < 0 || device >= devices)
         return -ENODEV;
+    cudaDeviceProp p;
+    if (cudaGetDeviceProperties(&p, device) != cudaSuccess)
+        return -EIO;
+    if (!cuda_new_enough(&p))
+        return -ENOTSUP;
     if (cuda_error(cudaSetDevice(device)))
         return -EIO;
     ctx = (kn_ctx *)calloc(1, sizeof *ctx);

@@ -690,7 +690,9 @@ API cudaGetDeviceProperties(cudaDeviceProp *p, int device)
     memset(p, 0, sizeof *p);
     snprintf(p->name, sizeof p->name, "cusim");
     snprintf(p->uuid.bytes, sizeof p->uuid.bytes, "cusim-device%03d", device);
-    p->major = 9;
+    const char *sm = getenv("CUSIM_SM"); // "75": an older GPU
+    p->major = sm ? atoi(sm) / 10 : 9;
+    p->minor = sm ? atoi(sm) % 10 : 0;
     p->multiProcessorCount = 4;
     p->warpSize = 32;
     p->maxThreadsPerBlock = 1024;

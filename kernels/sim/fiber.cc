@@ -101,6 +101,7 @@ static uint32_t rnd(uint32_t n)
     return (uint32_t)((rnd64() >> 11) % n);
 }
 
+static FILE *kernel_log; // CUSIM_KERNELS: a file that gets the name of every kernel launched
 const Config &config()
 {
     if (cfg.loaded)
@@ -124,6 +125,8 @@ const Config &config()
         cfg.stream = !strcmp(s, "lazy") ? 1 : !strncmp(s, "rnd", 3) ? 2 : 0;
     if ((s = getenv("CUSIM_PROTECT")))
         cfg.protect = (int)strtol(s, 0, 10);
+    if ((s = getenv("CUSIM_KERNELS")) && (kernel_log = fopen(s, "ae")))
+        setvbuf(kernel_log, nullptr, _IOLBF, BUFSIZ); // whole lines, whichever process
     return cfg;
 }
 void where_report(FILE *f)
@@ -729,6 +732,8 @@ void run_grid(const char *name, dim3 g, dim3 b, size_t smem, void (*body)(void *
     config();
     heap_open();
     stats.launches++;
+    if (kernel_log)
+        fprintf(kernel_log, "%s\n", name);
     g_body = body;
     g_ctx = ctx;
     g_name = name;

@@ -100,7 +100,11 @@ try:
     for method in ('dpo', 'sft'):
         for bf16 in (False, True):
             kind = f'{method}-{"bf16" if bf16 else "fp32"}'
-            out = run(job(f'{kind}-sim', 'sim', method, bf16), 'sim')
+            launched = DIR / f'{kind}.kernels'
+            out = run(job(f'{kind}-sim', 'sim', method, bf16), 'sim', CUSIM_KERNELS=str(launched))
+            names = launched.read_text().split('\n')
+            copies = sum('copy_rows' in n for n in names)
+            assert copies == 0 and sum('put_s' in n for n in names) > 0, (kind, copies)
             for rank, uuid in enumerate(UUIDS):
                 assert f'rank {rank}: cusim, {uuid}' in out, out
                 log = (DIR / f'{kind}-sim/attempts/1/rank-{rank}.log').read_text()

@@ -76,6 +76,11 @@ static void says_why_there_is_none(void **state)
     assert_int_equal(device_look(&any, &d, &err), 0);
     assert_true(!d.gpu && d.n == 0);
     unsetenv("CUDA_VISIBLE_DEVICES");
+    tell("sim", "2");
+    assert_int_equal(setenv("CUSIM_SM", "75", 1), 0);
+    assert_int_equal(device_look(&gpu, &d, &err), -ENODEV);
+    assert_non_null(strstr(err.text, "compute capability 7.5, 8.0 is needed"));
+    unsetenv("CUSIM_SM");
 }
 
 static void decides_what_was_open(void **state)

@@ -160,6 +160,8 @@ static int verb_logs(struct cli *cli, int argc, char **argv)
         from = (int64_t)at.offset;
     }
     (void)fflush(cli->out);
+    if (r == CLI_OK && at.offset == 0)
+        (void)fprintf(cli->notes, "rank %llu of job %llu has printed nothing\n", rank, id);
     if (r == CLI_OK && follow)
         r = follow_log(cli, &c, &at, attempt != 0);
     conn_close(&c);
@@ -208,6 +210,9 @@ static int all_pages(struct cli *cli, struct conn *c, uint64_t job, bool all)
         const struct msg_page *p = &reply->page;
         tell_thinned(cli, since, p->thinned, &told);
         print_rows(cli, NULL, &p->rows);
+        if (since == 0 && p->rows.n == 0 && !p->more)
+            (void)fprintf(cli->notes, "job %llu has reported nothing%s\n", (unsigned long long)job,
+                          p->thinned ? " that is still kept" : "");
         if (ferror(cli->out))
             r = err_set(&cli->err, CLI_ERROR, "cannot write to standard output");
         more = p->more && p->last > since;

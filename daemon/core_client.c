@@ -298,7 +298,7 @@ static void on_resume(struct core *c, const struct event *ev, struct effects *fx
     if (!job_is_over(j->state) || (j->state == JOB_COMPLETED && r->steps <= j->steps)) {
         (void)snprintf(text, sizeof(text),
                        job_is_over(j->state)
-                           ? "job %llu is %s with all its %lld steps; set a larger max_steps"
+                           ? "job %llu is %s with all its steps (%lld); set a larger max_steps"
                            : "job %llu is %s: only a job that has ended can be resumed",
                        (unsigned long long)j->id, job_state_name(j->state), (long long)j->steps);
         answer(c, ev, fx, EVENT_BAD_STATE, j->id, text);

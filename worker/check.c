@@ -48,8 +48,8 @@ static void check_devices(struct check *c)
     if (device_look(c->spec, &c->devices, &err) < 0) {
         problem(c, "device_type", err.text);
     } else if (!c->devices.gpu && c->spec->device_type == SPEC_DEVICE_AUTO && host_gpus() > 0) {
-        snprintf(text, sizeof text, "device_type: auto: trains on the CPU, %d GPUs seen but: %s",
-                 host_gpus(), c->devices.why);
+        snprintf(text, sizeof text, "device_type: auto: trains on the CPU, %d GPU%s seen but: %s",
+                 host_gpus(), host_gpus() == 1 ? "" : "s", c->devices.why);
         (void)job_file_problem(c->job, "device_type", true, text);
     }
     device_settle(c->spec, c->devices.gpu);

@@ -125,9 +125,9 @@ int ckpt_fits(const struct ckpt_state *found, const struct ckpt_state *now, bool
     if (found->ranks != now->ranks)
         return err_set(
             err, -EINVAL,
-            "the first attempt ran on %u ranks, this one has %u: the numbers would differ "
+            "the first attempt ran on %u rank%s, this one has %u: the numbers would differ "
             "in their last bits; set bitwise: false to go on all the same",
-            found->ranks, now->ranks);
+            found->ranks, found->ranks == 1 ? "" : "s", now->ranks);
     if (strcmp(found->backend, now->backend) != 0 || strcmp(found->isa, now->isa) != 0)
         return err_set(err, -EINVAL,
                        "the first attempt ran on backend %s (%s), this one on %s (%s): the numbers "

@@ -224,9 +224,9 @@ static int no_usable(const struct source *s, struct err *err)
             top = i;
     if (s->rows == 0)
         return err_set(err, -EINVAL, "%s: there are no rows in it", s->spec->path);
-    return err_set(err, -EINVAL, "%s: none of its %lld rows can be used; %lld are dropped as %s",
-                   s->spec->path, (long long)s->rows, (long long)s->dropped[top],
-                   drop_reason_name((enum drop_reason)top));
+    return err_set(err, -EINVAL, "%s: none of its %lld row%s can be used; %lld dropped as %s",
+                   s->spec->path, (long long)s->rows, s->rows == 1 ? "" : "s",
+                   (long long)s->dropped[top], drop_reason_name((enum drop_reason)top));
 }
 
 static int check_source(const struct source *s, struct err *err)
@@ -378,8 +378,8 @@ static int split(const struct spec *spec, struct set *train, struct set *eval, s
         return 0;
     if (k >= train->n)
         return err_set(err, -EINVAL,
-                       "eval.split_from_train is %lld, and there are only %lld examples",
-                       (long long)k, (long long)train->n);
+                       "eval.split_from_train is %lld, and train has only %lld example%s",
+                       (long long)k, (long long)train->n, train->n == 1 ? "" : "s");
     uint8_t *mark = calloc((size_t)train->n, 1);
     eval->v = malloc((size_t)k * sizeof *eval->v);
     int r = mark && eval->v ? draw(spec->data_seed, RNG_SPLIT, 0, (size_t)train->n, (size_t)k, mark)

@@ -261,7 +261,8 @@ static int check_devices(struct standalone *s, struct err *err)
     const int r = device_look(s->spec, &s->devices, err);
 
     if (r == 0 && !s->devices.gpu && s->spec->device_type == SPEC_DEVICE_AUTO && host_gpus() > 0)
-        say(s, "trains on the CPU; %d GPUs seen, but: %s", host_gpus(), s->devices.why);
+        say(s, "trains on the CPU; %d GPU%s seen, but: %s", host_gpus(),
+            host_gpus() == 1 ? "" : "s", s->devices.why);
     for (int i = 0; r == 0 && s->devices.gpu && i < s->spec->devices; i++)
         say(s, "rank %d: %s, %s", i, s->devices.v[i].name, s->devices.v[i].uuid);
     return r;

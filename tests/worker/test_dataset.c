@@ -240,7 +240,7 @@ static void test_errors(void **state)
     expect_error(f, 512, "split_from_train");
     f->spec.eval_split_from_train = 0;
     s->format = SPEC_FORMAT_HH_RLHF;
-    expect_error(f, 512, "none of its 10 rows can be used; 10 are dropped as empty_prompt");
+    expect_error(f, 512, "none of its 10 rows can be used; 10 dropped as empty_prompt");
     s->format = SPEC_FORMAT_TEXT;
     expect_error(f, 512, "DPO needs two");
     s->format = SPEC_FORMAT_AUTO;

@@ -14,7 +14,7 @@ enum { RECENT_MS = 24 * 3600 * 1000, EXIT_STOPPED = 85 /* docs/STANDALONE.md */ 
 
 /* A request answered with a JSON document. */
 static int ask_json(struct cli *cli, struct conn *c, const struct msg *req, json_t **ret,
-                    uint64_t *ret_next)
+                    uint64_t *ret_next, uint64_t *ret_hidden)
 {
     struct msg *reply = NULL;
     json_error_t je;
@@ -24,6 +24,8 @@ static int ask_json(struct cli *cli, struct conn *c, const struct msg *req, json
     *ret = json_loads(reply->json.text, JSON_DECODE_ANY, &je);
     if (ret_next)
         *ret_next = reply->json.next;
+    if (ret_hidden)
+        *ret_hidden = reply->json.hidden;
     codec_free(reply);
     return *ret ? CLI_OK
                 : err_set(&cli->err, CLI_ERROR, "alignd's answer is no JSON: %.200s", je.text);
@@ -38,16 +40,17 @@ static void print_json(struct cli *cli, const json_t *j)
 }
 
 /* All pages of the queue in one array. */
-static int fetch_list(struct cli *cli, struct conn *c, bool mine, bool active, json_t **ret)
+static int fetch_list(struct cli *cli, struct conn *c, struct msg_list what, json_t **ret,
+                      uint64_t *ret_hidden)
 {
     json_t *all = json_array();
     uint64_t after = 0;
     do {
-        struct msg req = {.type = MSG_T_list,
-                          .list = {.mine = mine, .active = active, .after = after}};
+        struct msg req = {.type = MSG_T_list, .list = what};
         json_t *page = NULL;
         uint64_t next = 0;
-        int r = ask_json(cli, c, &req, &page, &next);
+        req.list.after = after;
+        int r = ask_json(cli, c, &req, &page, &next, after ? NULL : ret_hidden);
         if (r != CLI_OK) {
             json_decref(all);
             return r;
@@ -76,7 +79,8 @@ static void list_row(struct table *t, const json_t *job, int64_t now_ms)
     table_cell(t, "%s", jobview_reason(job, reason, sizeof reason));
 }
 
-static int print_list(struct cli *cli, const json_t *jobs, bool all)
+/* hidden: how many alignd has left out already. */
+static int print_list(struct cli *cli, const json_t *jobs, bool all, uint64_t hidden)
 {
     static const struct table_column columns[] = {
         {"JOBID", true, 0},     {"NAME", false, 24},  {"USER", false, 12}, {"ST", false, 0},
@@ -84,7 +88,6 @@ static int print_list(struct cli *cli, const json_t *jobs, bool all)
         {"DEVICES", false, 24}, {"REASON", false, 0}};
     struct table *t = table_new(columns, sizeof columns / sizeof columns[0]);
     int64_t now = jobview_now_ms();
-    size_t hidden = 0;
     if (!t)
         return err_set(&cli->err, CLI_ERROR, "out of memory");
     for (size_t i = 0; i < json_array_size(jobs); i++) {
@@ -97,8 +100,8 @@ static int print_list(struct cli *cli, const json_t *jobs, bool all)
     int r = table_print(t, cli->out);
     table_free(t);
     if (hidden)
-        (void)fprintf(cli->notes, "%zu job%s that ended more than a day ago: --all\n", hidden,
-                      hidden == 1 ? "" : "s");
+        (void)fprintf(cli->notes, "%llu job%s that ended more than a day ago: --all\n",
+                      (unsigned long long)hidden, hidden == 1 ? "" : "s");
     return r < 0 ? err_set(&cli->err, CLI_ERROR, "out of memory") : CLI_OK;
 }
 
@@ -111,16 +114,20 @@ static int verb_list(struct cli *cli, int argc, char **argv)
                                           {NULL, 0, ARGS_FLAG, NULL}};
     struct conn c = {0};
     json_t *jobs = NULL;
+    uint64_t hidden = 0;
     int r = args_parse(cli, argc, argv, options, NULL, 0, 0, NULL);
+    struct msg_list what = {.mine = mine, .active = active};
+    if (!all && !active && !cli->json) /* of years of jobs only what is shown need be sent */
+        what.ended_after_ms = (uint64_t)(jobview_now_ms() - RECENT_MS);
     if (r == CLI_OK)
         r = conn_open(cli, &c);
     if (r == CLI_OK)
-        r = fetch_list(cli, &c, mine, active, &jobs);
+        r = fetch_list(cli, &c, what, &jobs, &hidden);
     conn_close(&c);
     if (r == CLI_OK && cli->json)
         print_json(cli, jobs);
     else if (r == CLI_OK)
-        r = print_list(cli, jobs, all);
+        r = print_list(cli, jobs, all, hidden);
     json_decref(jobs);
     return r;
 }
@@ -239,7 +246,7 @@ static int verb_show(struct cli *cli, int argc, char **argv)
         r = conn_open(cli, &c);
     struct msg req = {.type = MSG_T_show, .show = {.job = id}};
     if (r == CLI_OK)
-        r = ask_json(cli, &c, &req, &job, NULL);
+        r = ask_json(cli, &c, &req, &job, NULL, NULL);
     if (r == CLI_OK && !json_object_get(job, "dropped"))
         json_object_set_new(job, "dropped", dropped_count(jobview_text(job, "output_dir")));
     if (r == CLI_OK && spec) {
@@ -354,7 +361,7 @@ static int verb_devices(struct cli *cli, int argc, char **argv)
     if (r == CLI_OK)
         r = conn_open(cli, &c);
     if (r == CLI_OK)
-        r = ask_json(cli, &c, &req, &list, NULL);
+        r = ask_json(cli, &c, &req, &list, NULL, NULL);
     if (r == CLI_OK && cli->json)
         print_json(cli, list);
     else if (r == CLI_OK)

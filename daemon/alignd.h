@@ -231,7 +231,7 @@ void recalls_job(struct alignd *a, uint64_t request, uint64_t job,
                  const struct event_request *answer);
 void recalls_newest(struct alignd *a, uint64_t request, uint32_t uid);
 /* uid < 0: of all users */
-void recalls_list(struct alignd *a, uint64_t request, uint64_t after, int64_t uid, uint64_t max);
+void recalls_list(struct alignd *a, uint64_t request, const struct msg_list *l, int64_t uid);
 
 /* ---- gangs.c ---- */
 int gangs_reconcile(struct alignd *a, struct err *err); /* at start; may block            */

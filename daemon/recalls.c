@@ -15,7 +15,7 @@ struct recall {
     enum recall_kind kind;
     uint64_t request, job, forgets;
     uint32_t uid, max;
-    int64_t list_uid;
+    int64_t list_uid, ended_ms;
     bool want_answer;
     uint8_t id[EVENT_ID_BYTES];
     char path[LIMIT_PATH];
@@ -31,7 +31,7 @@ static int look(struct recall *r, struct store_reader *db)
     int e = 0;
 
     if (r->kind == RECALL_LIST)
-        return store_read_jobs(db, r->job, r->list_uid, r->max, &r->page);
+        return store_read_jobs(db, r->job, r->list_uid, r->ended_ms, r->max, &r->page);
     if (r->kind == RECALL_NEWEST)
         e = store_read_newest(db, r->uid, &r->job);
     return e < 0 ? e
@@ -141,14 +141,15 @@ void recalls_newest(struct alignd *a, uint64_t request, uint32_t uid)
     start(r);
 }
 
-void recalls_list(struct alignd *a, uint64_t request, uint64_t after, int64_t uid, uint64_t max)
+void recalls_list(struct alignd *a, uint64_t request, const struct msg_list *l, int64_t uid)
 {
     struct recall *r = recall_new(a, RECALL_LIST, request);
 
     if (!r)
         return;
-    r->job = after;
+    r->job = l->after;
     r->list_uid = uid;
-    r->max = max > 0 && max < LIST_ROWS ? (uint32_t)max : LIST_ROWS;
+    r->ended_ms = l->ended_after_ms < INT64_MAX ? (int64_t)l->ended_after_ms : INT64_MAX;
+    r->max = l->max > 0 && l->max < LIST_ROWS ? (uint32_t)l->max : LIST_ROWS;
     start(r);
 }

@@ -228,7 +228,8 @@ void server_client_hello(struct alignd *a, uint64_t handle, struct msg *m)
     server_send(a, handle, &w);
 }
 
-static void send_json(struct alignd *a, uint64_t handle, struct buf *b, uint64_t next)
+static void send_json(struct alignd *a, uint64_t handle, struct buf *b, uint64_t next,
+                      uint64_t hidden)
 {
     struct msg m = {.type = MSG_T_json};
 
@@ -237,6 +238,7 @@ static void send_json(struct alignd *a, uint64_t handle, struct buf *b, uint64_t
     } else {
         m.json.text = b->data;
         m.json.next = next;
+        m.json.hidden = hidden;
         effects_reply_later(a, handle, &m);
     }
     buf_free(b);
@@ -288,6 +290,29 @@ static const struct job *next_job(struct listing *l, uint64_t *ret_next)
     return live;
 }
 
+static bool wanted(const struct alignd *a, uint64_t uid, const struct msg_list *l,
+                   const struct job *j)
+{
+    return alignd_may(a, uid, j->uid) && (!l->mine || j->uid == uid) &&
+           (!l->active || !job_is_over((enum job_state)j->state));
+}
+
+static bool is_hidden(const struct msg_list *l, const struct job *j)
+{
+    return job_is_over((enum job_state)j->state) && (uint64_t)j->ended_ms < l->ended_after_ms;
+}
+
+static uint64_t count_hidden(const struct alignd *a, uint64_t uid, const struct msg_list *l)
+{
+    uint64_t n = 0;
+
+    for (size_t i = 0; l->ended_after_ms > 0 && i < core_n_jobs(a->core); i++) {
+        const struct job *j = core_job_at(a->core, i);
+        n += wanted(a, uid, l, j) && is_hidden(l, j);
+    }
+    return n;
+}
+
 void server_client_list(struct alignd *a, uint64_t handle, struct msg *m)
 {
     const struct request *q = server_request(a, handle);
@@ -295,18 +320,19 @@ void server_client_list(struct alignd *a, uint64_t handle, struct msg *m)
     const bool all_users = !l->mine && alignd_may(a, q->uid, UINT64_MAX);
     struct listing list = {.core = a->core, .page = q->page};
     struct buf b = {.max = JSON_BYTES};
-    uint64_t n = 0, next = 0, last = l->after;
+    uint64_t n = 0, next = 0, last = l->after, hidden = 0;
     const struct job *j;
 
     if (!l->active && !q->recalled && core_any_forgotten(a->core)) {
-        recalls_list(a, handle, l->after, all_users ? -1 : (int64_t)q->uid, l->max);
+        recalls_list(a, handle, l, all_users ? -1 : (int64_t)q->uid);
         return;
     }
+    if (l->after == 0)
+        hidden = q->page ? q->page->hidden : count_hidden(a, q->uid, l);
     list.i = first_after(a->core, l->after);
     buf_str(&b, "[");
     while ((j = next_job(&list, &next))) {
-        if (!alignd_may(a, q->uid, j->uid) || (l->mine && j->uid != q->uid) ||
-            (l->active && job_is_over((enum job_state)j->state)))
+        if (!wanted(a, q->uid, l, j) || is_hidden(l, j))
             continue;
         if (b.bytes > JSON_BYTES - 32768 || (l->max > 0 && n == l->max)) {
             next = last;
@@ -317,7 +343,7 @@ void server_client_list(struct alignd *a, uint64_t handle, struct msg *m)
         last = j->id;
     }
     buf_str(&b, "]");
-    send_json(a, handle, &b, next);
+    send_json(a, handle, &b, next, hidden);
 }
 
 /* The job, if the asker may see it; else answers, or has the store asked first. */
@@ -377,7 +403,7 @@ void server_client_devices(struct alignd *a, uint64_t handle, struct msg *m)
 
     (void)m;
     views_devices(&b, a);
-    send_json(a, handle, &b, 0);
+    send_json(a, handle, &b, 0, 0);
 }
 
 void server_client_metrics(struct alignd *a, uint64_t handle, struct msg *m)

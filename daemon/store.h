@@ -99,11 +99,13 @@ int store_read_newest(struct store_reader *r, uint32_t uid, uint64_t *ret_job);
 struct store_jobs {
     struct job *v;
     size_t n;
-    bool more; /* there are others after them */
+    bool more;       /* there are others after them */
+    uint64_t hidden; /* that ended before ended_ms, whatever their ids; after == 0 only */
 };
-/* Ended jobs with id > after, at most max, by id; uid < 0: of all users. */
-int store_read_jobs(struct store_reader *r, uint64_t after, int64_t uid, uint32_t max,
-                    struct store_jobs *ret);
+/* Ended jobs with id > after that ended at ended_ms or later, at most max, by id;
+ * uid < 0: of all users. */
+int store_read_jobs(struct store_reader *r, uint64_t after, int64_t uid, int64_t ended_ms,
+                    uint32_t max, struct store_jobs *ret);
 void store_jobs_fini(struct store_jobs *p); /* zeroed is fine */
 
 /* Where the output of each rank of an attempt ends: calls fn for those with any. */

@@ -20,6 +20,7 @@ enum store_read_stmt {
     R_ATTEMPTS,
     R_JOB,
     R_JOBS,
+    R_HIDDEN,
     R_NEWEST,
     R_PAST,
     R_REQUEST,

@@ -25,7 +25,9 @@ static const char *const sql[READ_STMTS] = {
     [R_JOB] = STORE_DB_JOB " WHERE id = ?",
     /* +: by id, so that no page looks at more than it gives */
     [R_JOBS] = STORE_DB_JOB " WHERE id > ?1 AND +ended_s IS NOT NULL AND (?2 < 0 OR uid = ?2)"
-                            " ORDER BY id LIMIT ?3",
+                            " AND ended_ms >= ?4 ORDER BY id LIMIT ?3",
+    [R_HIDDEN] = "SELECT count(*) FROM job WHERE ended_s IS NOT NULL AND (?1 < 0 OR uid = ?1)"
+                 " AND ended_ms < ?2",
     [R_NEWEST] = "SELECT id FROM job WHERE uid = ? ORDER BY id DESC LIMIT 1",
     [R_PAST] = STORE_DB_ATTEMPT " WHERE job = ? ORDER BY attempt",
     [R_REQUEST] = STORE_DB_REQUEST " WHERE uid = ? AND id = ?",

@@ -349,11 +349,25 @@ int store_read_newest(struct store_reader *r, uint32_t uid, uint64_t *ret_job)
     return e;
 }
 
-int store_read_jobs(struct store_reader *r, uint64_t after, int64_t uid, uint32_t max,
-                    struct store_jobs *ret)
+static int count_hidden(struct store_reader *r, int64_t uid, int64_t ended_ms, uint64_t *ret)
+{
+    sqlite3_stmt *q = r->q[R_HIDDEN];
+    int e = store_db_bind(q, "ii", uid, ended_ms);
+
+    if (e == 0)
+        e = store_db_err(r->db, sqlite3_step(q), NULL);
+    if (e == 0)
+        *ret = (uint64_t)sqlite3_column_int64(q, 0);
+    sqlite3_reset(q);
+    return e;
+}
+
+int store_read_jobs(struct store_reader *r, uint64_t after, int64_t uid, int64_t ended_ms,
+                    uint32_t max, struct store_jobs *ret)
 {
     sqlite3_stmt *q = r->q[R_JOBS];
-    int rc = SQLITE_DONE, e = store_db_bind(q, "iii", (int64_t)after, uid, (int64_t)max + 1);
+    int rc = SQLITE_DONE;
+    int e = store_db_bind(q, "iiii", (int64_t)after, uid, (int64_t)max + 1, ended_ms);
 
     *ret = (struct store_jobs){.v = calloc(max, sizeof *ret->v)};
     if (!ret->v)
@@ -369,6 +383,8 @@ int store_read_jobs(struct store_reader *r, uint64_t after, int64_t uid, uint32_
     if (e == 0 && !ret->more)
         e = store_db_err(r->db, rc, NULL);
     sqlite3_reset(q);
+    if (e == 0 && after == 0 && ended_ms > 0)
+        e = count_hidden(r, uid, ended_ms, &ret->hidden);
     if (e < 0)
         store_jobs_fini(ret);
     return e;

@@ -146,7 +146,8 @@ struct msg_rows {
     F(flag, mine, may, 0, "only the asker's jobs")                 \
     F(flag, active, may, 0, "only jobs that are not over")         \
     F(u64, after, may, 0, "only jobs with a higher id: next page") \
-    F(u64, max, may, 0, "rows wanted, 0: as many as fit")
+    F(u64, max, may, 0, "rows wanted, 0: as many as fit")          \
+    F(u64, ended_after_ms, may, 0, "of those that are over, only which ended later")
 #define MSG_show(F) F(u64, job, must, 0, "which; 0: the asker's newest")
 #define MSG_spec(F) F(u64, job, must, 0, "which")
 #define MSG_specs(F)                                          \
@@ -156,7 +157,8 @@ struct msg_rows {
 #define MSG_devices(F)
 #define MSG_json(F)                                                                            \
     F(str, text, must, LIMIT_MSG_BYTES - 4096, "a JSON document, docs/PROTOCOL.md says which") \
-    F(u64, next, may, 0, "list: there are more; ask with after = next")
+    F(u64, next, may, 0, "list: there are more; ask with after = next")                        \
+    F(u64, hidden, may, 0, "list, first page: jobs that ended_after_ms left out")
 #define MSG_cancel(F)                  \
     F(key, key, must, 0, "request id") \
     F(u64, job, must, 0, "which")      \

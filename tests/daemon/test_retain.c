@@ -80,6 +80,15 @@ static void change(struct world *w, const struct msg *m, const char *state)
     codec_free(r);
 }
 
+static uint64_t ended_ms(struct world *w, uint64_t job)
+{
+    json_t *o = world_show(w, job);
+    const json_int_t ms = world_int_of(o, "ended_ms");
+
+    json_decref(o);
+    return (uint64_t)ms;
+}
+
 /* Every verb works on a job that only the store knows. */
 static void old_jobs(void **state)
 {
@@ -108,6 +117,12 @@ static void old_jobs(void **state)
     expect_ids(list(w, next, 3, false, &next), (const json_int_t[]){4, 5, 6}, 3);
     expect_ids(list(w, 1, 1, false, &next), (const json_int_t[]){2}, 1);
     expect_ids(list(w, 0, 0, true, &next), (const json_int_t[]){2}, 1);
+
+    m = (struct msg){.type = MSG_T_list, .list.ended_after_ms = ended_ms(w, 6)};
+    r = world_ask(w, &m);
+    assert_int_equal(r->json.hidden, 4);
+    expect_ids(json_loads(r->json.text, 0, NULL), (const json_int_t[]){2, 6}, 2);
+    codec_free(r);
 
     o = world_show(w, 1);
     assert_string_equal(world_text_of(o, "state"), "COMPLETED");

@@ -560,15 +560,19 @@ static void recalled(void **state)
     assert_int_equal(id, 3);
     assert_int_equal(store_read_newest(r, 1001, &id), 0);
     assert_int_equal(id, 0);
-    assert_int_equal(store_read_jobs(r, 0, -1, 10, &page), 0);
+    assert_int_equal(store_read_jobs(r, 0, -1, 0, 10, &page), 0);
     assert_int_equal(page.n, 1); /* the ended ones */
     assert_false(page.more);
     assert_string_equal(page.v[0].name, "some");
     store_jobs_fini(&page);
-    assert_int_equal(store_read_jobs(r, 0, 1001, 10, &page), 0);
+    assert_int_equal(store_read_jobs(r, 0, -1, INT64_MAX, 10, &page), 0);
+    assert_int_equal(page.n, 0);
+    assert_int_equal(page.hidden, 1);
+    store_jobs_fini(&page);
+    assert_int_equal(store_read_jobs(r, 0, 1001, 0, 10, &page), 0);
     assert_int_equal(page.n, 0);
     store_jobs_fini(&page);
-    assert_int_equal(store_read_jobs(r, 1, -1, 10, &page), 0);
+    assert_int_equal(store_read_jobs(r, 1, -1, 0, 10, &page), 0);
     assert_int_equal(page.n, 0);
     store_jobs_fini(&page);
     store_reader_close(r);

@@ -396,17 +396,33 @@ static void close_watch(struct gpus *s)
     s->news = (struct gpu_watch_news){.state = s->state}; /* it pointed into the watch */
 }
 
-/* GPUs are there, but nothing to train on them with, as far as this build goes. */
-static void count_only(struct gpus *s)
+/* GPUs are there, but nothing to train on them with: they are told, and no more. */
+static void count_only(struct gpus *s, const char *begin, const char *why)
 {
-    size_t n = s->state == GPU_WATCH_OK ? s->news.n_gpus : (size_t)devices_gpus_seen();
+    const size_t n = s->state == GPU_WATCH_OK ? s->news.n_gpus : (size_t)devices_gpus_seen();
 
     if (n > 0)
-        (void)snprintf(s->note, sizeof s->note,
-                       "This build trains on the CPU only; %zu GPU%s seen, not used", n,
-                       n == 1 ? "" : "s");
+        (void)snprintf(s->note, sizeof s->note, "%s%zu GPU%s seen, not used%s%.300s", begin, n,
+                       n == 1 ? "" : "s", *why ? ": " : "", why);
     close_watch(s);
     s->n = 0;
+}
+
+/* Before the loop runs: this may take a while. */
+static void choose(struct alignd *a)
+{
+    struct gpus *s = a->gpus;
+    char why[320];
+
+    if (!devices_gpu_module(a->config->worker))
+        count_only(s, "This build trains on the CPU only; ", "");
+    else if (s->state == GPU_WATCH_ABSENT)
+        count_only(s, "", s->news.why);
+    else if (s->state == GPU_WATCH_OK && s->n > 0 &&
+             probe_gpus(a->config->worker, PROBE_MS, why, sizeof why) == 0)
+        count_only(s, "", why);
+    if (gpus_note(a)[0])
+        log_info("devices", "%s", gpus_note(a));
 }
 
 int gpus_open(struct alignd *a)
@@ -418,7 +434,6 @@ int gpus_open(struct alignd *a)
                                      .retry_ms = RETRY_MS,
                                      .wake = on_wake,
                                      .arg = s};
-    char why[320];
     int r;
 
     if (!s)
@@ -434,21 +449,7 @@ int gpus_open(struct alignd *a)
         return r;
     gpu_watch_await(s->watch, AWAIT_MS);
     take(a);
-    if (!devices_gpu_module(a->config->worker)) {
-        count_only(s);
-    } else if (s->state == GPU_WATCH_OK && s->news.n_gpus > 0 &&
-               probe_gpus(a->config->worker, PROBE_MS, why, sizeof why) == 0) {
-        count_only(s);
-        (void)snprintf(s->note + strlen(s->note), sizeof s->note - strlen(s->note), ": %.250s",
-                       why);
-    } else if (s->state == GPU_WATCH_ABSENT && devices_gpus_seen() > 0) {
-        (void)snprintf(s->note, sizeof s->note, "%d GPUs seen, not used: %.300s",
-                       devices_gpus_seen(), s->news.why);
-    }
-    if (s->state == GPU_WATCH_ABSENT)
-        close_watch(s);
-    if (gpus_note(a)[0])
-        log_info("devices", "%s", gpus_note(a));
+    choose(a);
     return 0;
 }
 

@@ -640,18 +640,30 @@ static void clocks(struct world *w)
         w->now_ns -= (int64_t)(world_rnd(w) % 1000000000);
 }
 
+/* What breaks a GPU may take the daemon along, before it has killed anybody. */
+static void fault(struct world *w, unsigned i)
+{
+    const struct event ev = {.kind = EV_FAULT,
+                             .fault = {.name = world_device(i), .type = JOB_GPU, .code = 79}};
+
+    w->device[i].fault = true;
+    if (!w->core)
+        return;
+    step(w, &ev);
+    if (chance(w, 3)) {
+        seal(w);
+        crash(w);
+    }
+}
+
 static void device_trouble(struct world *w)
 {
     const unsigned i = (unsigned)(world_rnd(w) % WORLD_DEVICES);
     const unsigned what = (unsigned)(world_rnd(w) % 8);
     const bool was_foreign = w->device[i].foreign;
 
-    if (what == 3 && i >= WORLD_CPUS) {
-        w->device[i].fault = true;
-        if (w->core)
-            step(w,
-                 &(struct event){.kind = EV_FAULT,
-                                 .fault = {.name = world_device(i), .type = JOB_GPU, .code = 79}});
+    if (what % 4 == 3 && i >= WORLD_CPUS) {
+        fault(w, i);
         return;
     }
     w->device[i].foreign = what == 0;

@@ -89,6 +89,58 @@ static uint64_t ended_ms(struct world *w, uint64_t job)
     return (uint64_t)ms;
 }
 
+/* How many jobs the newest start took into memory, as its log says. */
+static int loaded(struct world *w)
+{
+    char path[192], line[1024];
+    int jobs = -1;
+    FILE *f;
+
+    snprintf(path, sizeof path, "%s/alignd.log", w->state);
+    f = fopen(path, "r");
+    assert_non_null(f);
+    while (fgets(line, sizeof line, f)) {
+        const char *at = strstr(line, " ready ") ? strstr(line, " jobs=") : NULL;
+        if (at)
+            jobs = (int)strtol(at + strlen(" jobs="), NULL, 10);
+    }
+    fclose(f);
+    return jobs;
+}
+
+/* A start loads what it needs, not what there ever was; all of it is listed. */
+static void thousands(void **state)
+{
+    struct world *w = *state;
+    uint64_t next = 0, n = 0;
+
+    world_submit(w, 1, "one", "{\"play\":{\"steps\":1}}");
+    world_wait_for(w, 1, "COMPLETED", 1);
+    world_finish(w, SIGKILL);
+    sql(w, "WITH RECURSIVE n(i) AS (SELECT 2 UNION ALL SELECT i + 1 FROM n WHERE i < 10000)"
+           " INSERT INTO job SELECT i, rev, ord, seq, uid, attempt, devices, type, state, reason,"
+           " want, lost, launch_failures, held, published, phase, priority, limit_s, steps, step,"
+           " loss, submitted_ms, started_ms, ended_ms, exit_code, exit_signal, first_rank, name,"
+           " method, output_dir, error, adapter, ended_s, thin_seq, thin_every, log_cut"
+           " FROM job, n WHERE id = 1");
+    sql(w, "UPDATE mark SET next_job = 10001");
+    world_start(w);
+    struct msg m = {.type = MSG_T_devices};
+    codec_free(world_ask(w, &m));
+    assert_int_equal(loaded(w), 10000);
+    age(w, 8);
+    codec_free(world_ask(w, &m));
+    assert_int_equal(loaded(w), 0);
+    do {
+        json_t *o = list(w, next, 0, false, &next);
+        for (size_t i = 0; i < json_array_size(o); i++)
+            assert_int_equal(world_int_of(json_array_get(o, i), "job"), ++n);
+        json_decref(o);
+    } while (next);
+    assert_int_equal(n, 10000);
+    assert_int_equal(world_submit(w, 2, "next", "{\"play\":{\"steps\":1}}"), 10001);
+}
+
 /* Every verb works on a job that only the store knows. */
 static void old_jobs(void **state)
 {
@@ -286,6 +338,7 @@ static void thinned(void **state)
         usleep(10000);
     }
     assert_true(sql(w, "PRAGMA page_count") < pages - 2000);
+    time_submits(w, 4, "after it, each with a look for an old answer");
 
     for (bool more = true; more;) {
         m.metrics.since = last;
@@ -340,6 +393,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(old_jobs, world_setup, world_teardown),
+        cmocka_unit_test_setup_teardown(thousands, world_setup, world_teardown),
         cmocka_unit_test_setup_teardown(old_requests, world_setup, world_teardown),
         cmocka_unit_test_setup_teardown(old_watched, world_setup, world_teardown),
         cmocka_unit_test_setup_teardown(thinned, world_setup, world_teardown),

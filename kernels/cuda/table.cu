@@ -140,7 +140,9 @@ int cuda_info(kn_ctx *ctx, kn_info *ret_info)
         return r;
     cuda_uuid(&p, ret_info->uuid);
     snprintf(ret_info->device, sizeof ret_info->device, "%.90s", p.name);
-    snprintf(ret_info->isa, sizeof ret_info->isa, "sm_%d%d", p.major, p.minor);
+    /* cuBLASLt's choice of a product's algorithm follows all three. */
+    snprintf(ret_info->isa, sizeof ret_info->isa, "sm_%d%d x%d cublasLt %zu", p.major, p.minor,
+             p.multiProcessorCount, cublasLtGetVersion());
     return cuda_error(cudaMemGetInfo(&ret_info->mem_free, &ret_info->mem_total));
 }
 

@@ -162,6 +162,11 @@ struct LtLayout {
     int32_t batch = 1;
     int64_t stride = 0;
 };
+
+extern "C" size_t CUBLASWINAPI cublasLtGetVersion(void)
+{
+    return 0; // no library's
+}
 API cublasLtCreate(cublasLtHandle_t *h)
 {
     *h = (cublasLtHandle_t) new int;

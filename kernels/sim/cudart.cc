@@ -691,8 +691,9 @@ API cudaGetDeviceProperties(cudaDeviceProp *p, int device)
     snprintf(p->name, sizeof p->name, "cusim");
     snprintf(p->uuid.bytes, sizeof p->uuid.bytes, "cusim-device%03d", device);
     const char *sm = getenv("CUSIM_SM"); // "75": an older GPU
-    p->major = sm ? atoi(sm) / 10 : 9;
-    p->minor = sm ? atoi(sm) % 10 : 0;
+    const long version = sm ? strtol(sm, nullptr, 10) : 90;
+    p->major = (int)(version / 10);
+    p->minor = (int)(version % 10);
     p->multiProcessorCount = 4;
     p->warpSize = 32;
     p->maxThreadsPerBlock = 1024;

@@ -85,7 +85,7 @@ int refused(const cuda_gemm *g, const char *call, int status)
 {
     if (cuda_debug())
         fprintf(stderr,
-                "gemm.cu: %s: cuBLAS status %d: m %lld n %lld k %lld, a %p ld %lld%s, "
+                "gemm.cu: %s %d: m %lld n %lld k %lld, a %p ld %lld%s, "
                 "b %p ld %lld%s, c %p ld %lld, d %p ld %lld, types %d %d, alpha %g beta %g\n",
                 call, status, (long long)g->m, (long long)g->n, (long long)g->k, g->a,
                 (long long)g->lda, g->a_is_k_m ? " (k, m)" : "", g->b, (long long)g->ldb,
@@ -144,10 +144,10 @@ int ask_heuristic(kn_ctx *ctx, const cuda_gemm *g, const uint32_t align[4],
     cublasLtMatmulHeuristicResult_t result[ASKED];
     cublasLtMatmulPreference_t pref = nullptr;
     gemm_parts p;
-    int found = 0, status, r = describe(&p, g, CANONICAL_ROWS);
+    int found = 0, status;
 
-    if (r)
-        return r;
+    if (describe(&p, g, CANONICAL_ROWS))
+        return -EIO;
     if (cublasLtMatmulPreferenceCreate(&pref))
         return -EIO;
     status = prefer(pref, ctx->workspace.bytes, align);
@@ -163,10 +163,10 @@ int ask_heuristic(kn_ctx *ctx, const cuda_gemm *g, const uint32_t align[4],
         if (fits_all(ctx, g, &result[i].algo))
             best = i;
     }
-    if (best < 0 && (first < 0 || cuda_debug()))
-        r = refused(g, first < 0 ? "no algorithm" : "none for any number of rows", status);
     if (first < 0)
-        return r;
+        return refused(g, "no algorithm, cuBLAS status", status);
+    if (best != first) /* not the fastest, or not for all */
+        (void)refused(g, "of the algorithms offered this one does for any number of rows:", best);
     *ret_algo = result[best < 0 ? first : best].algo;
     return 0;
 }
@@ -218,5 +218,5 @@ int cuda_gemm_run(kn_ctx *ctx, const cuda_gemm *g)
     status = cublasLtMatmul(ctx->lt, p.desc, &g->alpha, g->b, p.a, g->a, p.b, &g->beta,
                             g->c ? g->c : g->d, p.c, g->d, p.d, &algo, ctx->workspace.p,
                             ctx->workspace.bytes, ctx->stream);
-    return status ? refused(g, "cublasLtMatmul", status) : 0;
+    return status ? refused(g, "cublasLtMatmul, cuBLAS status", status) : 0;
 }

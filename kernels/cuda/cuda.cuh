@@ -9,6 +9,8 @@
 
 #include "gpu.h"
 
+#include <initializer_list>
+
 #include <cublasLt.h>
 
 #include "../check.h"
@@ -110,6 +112,25 @@ int cuda_reserve(cuda_buffer *b, size_t bytes);
 static inline size_t cuda_size(enum kn_dtype t)
 {
     return t == KN_F32 ? 4 : 2;
+}
+
+/* Rows of elements of `size` bytes, ld apart; p NULL: none. */
+struct cuda_rows {
+    const void *p;
+    int64_t ld;
+    size_t size;
+};
+
+/* How many of a row's first columns kernels may take eight at a time, 16 bytes an
+ * access: as many eights as there are when all the rows begin at 16 bytes, else 0. The
+ * rest is taken one by one. */
+static inline int cuda_eights(int64_t cols, std::initializer_list<cuda_rows> rows)
+{
+    for (const cuda_rows &r : rows) {
+        if ((uintptr_t)r.p % 16 || (r.p && (size_t)r.ld * r.size % 16))
+            return 0;
+    }
+    return (int)(cols / 8 * 8);
 }
 
 /* One product in row-major terms: d (m, n) = alpha * a (m, k) op(b) + beta * c, with

@@ -24,6 +24,30 @@ template <> __device__ __forceinline__ bf16_t fromf<bf16_t>(float x)
 template <class T> struct alignas(16) vec8 {
     T v[8];
 };
+struct alignas(16) vec4 {
+    float v[4];
+};
+// Four floats, in one piece where `whole`: the same values, in the same order.
+__device__ __forceinline__ vec4 load4(const float *p, bool whole)
+{
+    vec4 x;
+    if (whole) {
+        *(uint4 *)&x = *(const uint4 *)p;
+        return x;
+    }
+    for (int i = 0; i < 4; i++)
+        x.v[i] = p[i];
+    return x;
+}
+__device__ __forceinline__ void store4(float *p, const vec4 &x, bool whole)
+{
+    if (whole) {
+        *(uint4 *)p = *(const uint4 *)&x;
+        return;
+    }
+    for (int i = 0; i < 4; i++)
+        p[i] = x.v[i];
+}
 template <class T> __device__ __forceinline__ vec8<T> load8(const T *p)
 {
     vec8<T> x;

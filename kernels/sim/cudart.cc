@@ -33,6 +33,7 @@ __attribute__((weak)) void rc_barrier(unsigned) {}
 __attribute__((weak)) void rc_warp_barrier(int, unsigned) {}
 __attribute__((weak)) void rc_host_write(const void *, size_t) {}
 __attribute__((weak)) void rc_alloc(const void *, size_t) {}
+__attribute__((weak)) void rc_free(const void *, size_t) {}
 __attribute__((weak)) void rc_atomic(const void *, size_t) {}
 __attribute__((weak)) void rc_fence() {}
 __attribute__((weak)) void rc_pause(bool) {}
@@ -171,6 +172,7 @@ static bool dev_free(void *p)
         return false;
     POISON(p, (it->second + 255) & ~(size_t)255);
     madvise((void *)(((uintptr_t)p + 4095) & ~4095ull), it->second & ~4095ull, MADV_DONTNEED);
+    rc_free(p, it->second);
     in_use -= it->second;
     allocs.erase(it);
     return true;

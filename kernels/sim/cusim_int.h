@@ -41,5 +41,6 @@ void rc_barrier(unsigned warps);
 void rc_warp_barrier(int warp, unsigned mask);
 void rc_host_write(const void *p, size_t n);
 void rc_alloc(const void *p, size_t n);
+void rc_free(const void *p, size_t n);
 void rc_pause(bool);
 } // namespace cusim

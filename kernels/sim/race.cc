@@ -285,6 +285,20 @@ void rc_alloc(const void *p, size_t n)
 {
     each((uintptr_t)p, n, [](Cell &c) { memset((void *)&c, 0, sizeof c); });
 }
+// What is freed is never used again (addresses are not reused, allocations have pages of
+// their own): forget it.
+void rc_free(const void *p, size_t n)
+{
+    uintptr_t from = (uintptr_t)p / PAGE, to = ((uintptr_t)p + n + PAGE - 1) / PAGE;
+    for (uintptr_t no = from; no < to; no++) {
+        auto it = pages.find(no);
+        if (it == pages.end())
+            continue;
+        free(it->second.c);
+        pages.erase(it);
+    }
+    last_pg = nullptr;
+}
 void rc_fence()
 {
     fenced = true;
@@ -360,6 +374,11 @@ RW(1) RW(2) RW(4) RW(8) RW(16) void __tsan_read_range(void *p, unsigned long n)
 void __tsan_write_range(void *p, unsigned long n)
 {
     access((uintptr_t)p, (int)n, true, false, PC);
+}
+// The guard of a static that a host function makes at its first call.
+unsigned char __tsan_atomic8_load(const volatile unsigned char *p, int)
+{
+    return __atomic_load_n(p, __ATOMIC_ACQUIRE);
 }
 void __tsan_vptr_update(void **, void *) {}
 void __tsan_vptr_read(void **) {}

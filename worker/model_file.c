@@ -85,7 +85,7 @@ static bool is_in(const char *path, const char *folder, const char *name)
 
 static int check_place(int fd, const char *dir, const char *path, const char *name, struct err *err)
 {
-    char snapshot[PATH_MAX], repo[PATH_MAX], real[PATH_MAX], self[64], target[PATH_MAX];
+    char snapshot[PATH_MAX], repo[PATH_MAX], real[PATH_MAX], self[64];
     int r = find_snapshot(dir, snapshot, repo);
 
     if (r == 0)
@@ -97,13 +97,12 @@ static int check_place(int fd, const char *dir, const char *path, const char *na
         return err_set(err, -EIO, "%s: where it lies cannot be told: is /proc there?", path);
     if (below(real, repo, "/blobs/") || is_in(real, snapshot, name))
         return 0;
-    (void)link_text(path, target, sizeof target);
     return err_set(
         err, -EINVAL,
         "%.300s: in the Hugging Face cache a file may only be a link into %.200s/blobs/, "
-        "and this one leads to %.200s (%.200s): remove the link and download the file "
-        "again (hf download), or copy the model into a folder of your own",
-        path, repo, *target ? target : real, real);
+        "and this one leads to %.200s: remove the link and download the file again (hf "
+        "download), or copy the model into a folder of your own",
+        path, repo, real);
 }
 
 int model_file_open(const char *dir, const char *name, int *ret_fd, struct err *err)

@@ -231,15 +231,16 @@ struct kn_mat kit_mat(struct kit *k, int64_t rows, int64_t cols, enum kn_dtype d
 float *kit_vec(struct kit *k, int64_t n, uint64_t seed, double scale, double offset)
 {
     const size_t bytes = (size_t)n * elem(k, KN_F32);
-    float *v = kit_alloc(k, bytes);
+    char *v = kit_alloc(k, bytes + (size_t)k->odd * elem(k, KN_F32));
     void *host = malloc(bytes ? bytes : 1);
 
+    v += (size_t)k->odd * elem(k, KN_F32);
     assert_non_null(host);
     for (int64_t i = 0; i < n; i++)
         store(k, host, i, KN_F32, offset + (seed ? scale * kit_value(seed, 0, i) : 0.0));
     kit_put(k, v, host, bytes);
     free(host);
-    return v;
+    return (float *)(void *)v;
 }
 
 int32_t *kit_ints(struct kit *k, const int32_t *v, int64_t n)

@@ -13,7 +13,8 @@ struct kit {
     struct kn_ctx *ctx;
     enum kn_dtype dtype;
     bool wide; /* KN_F32 storage is double: the finite differences' build of ref */
-    int odd;   /* so many elements more between rows: none begins at 16 bytes      */
+    int odd;   /* so many elements more between rows and before vectors: none begins
+                  at 16 bytes                                                      */
     void *owned[256];
     int n_owned;
 };

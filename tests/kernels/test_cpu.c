@@ -194,8 +194,8 @@ static void attention_edges(void **state)
     (void)state;
     open_pair(&cpu, &ref);
     for (int shift = 0; shift < 33; shift += strcmp(backend, "simrace") ? 1 : 8) {
-        const int windows[] = {0, shift + 2, shift + 31};
-        for (int i = 0; i < 3; i++)
+        const int windows[] = {0, shift + 2, shift + 31, shift + 95};
+        for (int i = 0; i < 4; i++)
             one_attention(&cpu, &ref,
                           &(struct attn_case){.n_seqs = 1,
                                               .lq = {98},
@@ -534,9 +534,9 @@ static void optimiser(void **state)
 int main(int argc, char **argv)
 {
     /* Rows that begin anywhere: no wide accesses. */
-    const struct CMUnitTest anywhere[] = {cmocka_unit_test(norms), cmocka_unit_test(swiglu),
-                                          cmocka_unit_test(rope), cmocka_unit_test(moving),
-                                          cmocka_unit_test(logprob)};
+    const struct CMUnitTest anywhere[] = {cmocka_unit_test(norms),   cmocka_unit_test(swiglu),
+                                          cmocka_unit_test(rope),    cmocka_unit_test(moving),
+                                          cmocka_unit_test(logprob), cmocka_unit_test(optimiser)};
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(linear),
         cmocka_unit_test(attention),

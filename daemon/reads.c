@@ -26,7 +26,7 @@ struct read {
     struct buf *head;
     struct buf attempts; /* as store_read_attempts() makes it */
     uint64_t attempts_version;
-    uint32_t running; /* attempt with a gang, 0: none; and its step */
+    uint32_t newest; /* attempt, and its step as the head has it; 0: not in memory */
     int64_t step;
     struct reads_news news;
     struct row_page rows;
@@ -154,7 +154,7 @@ static int whole_job(struct read *r, struct store_reader *db)
     int e;
 
     r->attempts.max = r->head->max;
-    e = store_read_attempts(db, r->job, r->running, &r->attempts);
+    e = store_read_attempts(db, r->job, r->newest, &r->attempts);
     if (e < 0)
         return e;
     views_attempts(r->head, r->attempts.data, r->step);
@@ -264,7 +264,7 @@ static struct read *read_new(struct alignd *a, enum read_kind kind, uint64_t req
     r->kind = kind;
     r->request = request;
     r->job = job;
-    r->running = j && job_has_gang((enum job_state)j->state) ? j->attempt : 0;
+    r->newest = j ? j->attempt : 0;
     r->step = j ? j->step : 0;
     (void)feed_attempts(a, job, &r->attempts_version);
     strncpy(r->path, store_path(a->store), sizeof r->path - 1);

@@ -75,10 +75,11 @@ int store_read_spec(struct store_reader *r, uint64_t job, uint32_t attempt, char
                     char **ret_resolved, bool *ret_overwrite);
 
 /* All attempts of a job as a JSON array (docs/PROTOCOL.md), appended to b. The step of
- * attempt `running` (0: none) is not in its row yet: in its place stands STORE_STEP, a
- * byte that JSON cannot hold. */
+ * attempt `newest` (0: none) changes without its row, and its last row may be on the way:
+ * the job's own step belongs there. In its place stands STORE_STEP, a byte that JSON
+ * cannot hold. */
 enum { STORE_STEP = '\x01' };
-int store_read_attempts(struct store_reader *r, uint64_t job, uint32_t running, struct buf *b);
+int store_read_attempts(struct store_reader *r, uint64_t job, uint32_t newest, struct buf *b);
 
 struct store_recall { /* what the core has let go of; all of it owned */
     bool has_job, has_request;

@@ -259,7 +259,7 @@ int store_read_spec(struct store_reader *r, uint64_t job, uint32_t attempt, char
     return 0;
 }
 
-int store_read_attempts(struct store_reader *r, uint64_t job, uint32_t running, struct buf *b)
+int store_read_attempts(struct store_reader *r, uint64_t job, uint32_t newest, struct buf *b)
 {
     static const char *const keys[] = {"exit_code", "exit_signal", "first_rank", "peak_rss_kb"};
     static const char *const texts[] = {"build", "error", "adapter"};
@@ -275,7 +275,7 @@ int store_read_attempts(struct store_reader *r, uint64_t job, uint32_t running, 
                    n++ ? "," : "", attempt,
                    job_state_name((enum job_state)sqlite3_column_int(q, 1)),
                    sqlite3_column_int64(q, 2));
-        if (running > 0 && attempt == running)
+        if (newest > 0 && attempt == newest)
             buf_printf(b, "%c", STORE_STEP);
         else
             buf_printf(b, "%lld", sqlite3_column_int64(q, 3));

@@ -216,18 +216,19 @@ void screen_draw(const struct screen *s, struct buf *out)
         line(s, out, &left, "waiting for alignd");
         return;
     }
+    /* The last line says what Ctrl-C does, also where values fill a small screen. */
+    const bool leaves = !jobview_over(s->job);
+    const size_t kept = leaves && left > 2;
+    left -= kept;
     head(s, out, &left);
     if (!s->connected)
         tell_lost(s, out, &left);
     progress(s, out, &left);
     values(s, out, &left);
     gpus(s, out, &left);
-    if (left > 1) {
-        left--; /* for the last line */
-        draw_plot(s, out, &left);
-        left++;
-    }
-    if (!jobview_over(s->job)) {
+    draw_plot(s, out, &left);
+    left += kept;
+    if (leaves) {
         char text[80];
         (void)snprintf(text, sizeof text, "Ctrl-C leaves; the job %s", jobview_goes_on(s->job));
         line(s, out, &left, text);

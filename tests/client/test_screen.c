@@ -194,6 +194,16 @@ static void test_words(void **state)
     buf_clear(&b);
     screen_draw(&s, &b);
     assert_non_null(strstr(b.data, "alignd does not answer; the job trains on"));
+    s.columns = 30; /* values would fill a screen as low as this */
+    for (s.rows = 3; s.rows < 12; s.rows++) {
+        buf_clear(&b);
+        screen_draw(&s, &b);
+        size_t lines = 0;
+        for (const char *p = b.data; (p = strchr(p, '\n')); p++)
+            lines++;
+        assert_in_range(lines, 3, s.rows);
+        assert_non_null(strstr(b.data, "Ctrl-C leaves"));
+    }
     s.job = NULL;
     buf_clear(&b);
     screen_draw(&s, &b);

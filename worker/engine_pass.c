@@ -435,7 +435,7 @@ static int out_fetch(const struct pass *p, struct head_out *out)
 
     if (r == 0)
         r = e->ops->sync(e->ctx);
-    for (size_t i = 0; r == 0 && i < 5; i++)
+    for (size_t i = 0; r == 0 && bytes > 0 && i < 5; i++)
         memcpy(to[i], e->host_out + i * n, bytes);
     return r < 0 ? err_set(p->err, r, "the forward pass failed: %s", strerror(-r)) : 0;
 }

@@ -11,7 +11,9 @@ command -v debootstrap >/dev/null || { echo "apt-get install -y debootstrap"; ex
 dir=${1:-$(mktemp -d /tmp/alignd-bare.XXXXXX)}
 mirror=${MIRROR:-$(apt-cache policy | awk '/bookworm\/main/ {print $2; exit}')}
 done_with() {
-  for m in dev/pts dev proc; do mountpoint -q "$dir/$m" && umount "$dir/$m"; done
+  for m in dev/pts dev proc; do
+    if mountpoint -q "$dir/$m"; then umount "$dir/$m" || umount -l "$dir/$m"; fi
+  done
 }
 trap done_with EXIT
 

@@ -27,7 +27,7 @@ static void *take(struct carve *c, int64_t rows, int64_t cols, size_t each)
 static void carve_tables(struct engine *e, struct carve *c)
 {
     for (int64_t l = 0; l < e->c.layers; l++) {
-        struct engine_layer dummy, *to = e->layers ? &e->layers[l] : &dummy;
+        struct engine_layer counted, *to = e->layers ? &e->layers[l] : &counted;
         to->norm_attn = take(c, 1, e->c.hidden, 4);
         to->norm_mlp = take(c, 1, e->c.hidden, 4);
     }

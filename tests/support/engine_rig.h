@@ -2,6 +2,7 @@
 #ifndef TESTS_SUPPORT_ENGINE_RIG_H
 #define TESTS_SUPPORT_ENGINE_RIG_H
 
+#include "tests/support/has_sim.h"
 #include "tests/support/test.h"
 
 #include <errno.h>
@@ -31,13 +32,6 @@ struct rig_opts {
     bool per_use;
 };
 
-/* Every build has ref and cpu; one made without NVIDIA's headers has no simulation. */
-#ifdef HAVE_SIM
-static const bool rig_has_sim = true;
-#else
-static const bool rig_has_sim = false;
-#endif
-
 /* Returns false when the host has no such backend. */
 static inline bool rig_open(struct rig *g, const struct rig_opts *o)
 {
@@ -62,7 +56,7 @@ static inline bool rig_open(struct rig *g, const struct rig_opts *o)
         g->spec.n_lora_target_modules = 1;
     }
     const int r = kn_backend(o->backend, &g->ops, why, sizeof why);
-    if (r == -ENOENT && (rig_has_sim || strcmp(o->backend, "sim") != 0))
+    if (r == -ENOENT && (has_sim || strcmp(o->backend, "sim") != 0))
         fail_msg("%s: %s", o->backend, why);
     if (r < 0)
         return false;

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "tests/support/has_sim.h"
 #include "worker/device.h"
 #include "worker/trainer.h"
 
@@ -24,20 +25,13 @@ static void tell(const char *backend, const char *devices)
         unsetenv("CUSIM_DEVICES");
 }
 
-static bool have_sim(void)
-{
-    const struct kn_ops *ops;
-
-    return kn_backend("sim", &ops, NULL, 0) == 0;
-}
-
 static void takes_gpus(void **state)
 {
     struct device_set d;
     struct err err;
 
     (void)state;
-    if (!have_sim())
+    if (!has_sim)
         skip();
     tell("sim", "2");
     assert_int_equal(device_look(&gpu, &d, &err), 0);
@@ -65,7 +59,7 @@ static void says_why_there_is_none(void **state)
     assert_non_null(strstr(err.text, "ALIGND_BACKEND"));
     assert_int_equal(device_look(&any, &d, &err), 0);
     assert_true(!d.gpu && d.why[0] && strcmp(d.backend, "ref") == 0);
-    if (!have_sim())
+    if (!has_sim)
         return;
     tell("sim", "0");
     assert_int_equal(setenv("CUDA_VISIBLE_DEVICES", "", 1), 0);
@@ -108,7 +102,7 @@ static void opens_by_uuid(void **state)
     struct spec s = gpu;
 
     (void)state;
-    if (!have_sim())
+    if (!has_sim)
         skip();
     tell("sim", "2");
     assert_int_equal(device_look(&gpu, &d, &err), 0);

@@ -313,4 +313,35 @@ static inline int kn_check_adamw(const struct kn_adamw *a)
     return a->p && a->m && a->v && a->g && a->sweep && a->step ? 0 : -EINVAL;
 }
 
+static inline int kn_check_adamw8(const struct kn_adamw8 *a)
+{
+    if (a->n < 0 || a->n_blocks > a->n ||
+        a->n_blocks < a->n / KN_ADAMW8_BLOCK + !!(a->n % KN_ADAMW8_BLOCK))
+        return -EINVAL;
+    if (a->n == 0)
+        return 1;
+    if (!a->m32 != !a->v32)
+        return -EINVAL;
+    return a->p && a->g && a->m && a->v && a->m_scale && a->v_scale && a->block && a->sweep &&
+                   a->step
+               ? 0
+               : -EINVAL;
+}
+
+/* Blocks that do not cover n in order: -EINVAL. Host memory only. */
+static inline int kn_check_adamw8_blocks(const struct kn_adamw8 *a)
+{
+    int64_t at = 0;
+
+    for (int64_t i = 0; i < a->n_blocks; i++) {
+        const struct kn_adamw8_block *b = &a->block[i];
+        if (b->at != at || b->n < 1 || b->n > KN_ADAMW8_BLOCK || b->n > a->n - at)
+            return -EINVAL;
+        if (b->full < -1 || (b->full >= 0 && !a->m32))
+            return -EINVAL;
+        at += b->n;
+    }
+    return at == a->n ? 0 : -EINVAL;
+}
+
 #endif

@@ -45,7 +45,7 @@
 extern "C" {
 #endif
 
-enum { KN_NO_LORA = -1, KN_LD = 64, KN_PARTS_MAX = 3, KN_UUID = 64, KN_ABI = 3 };
+enum { KN_NO_LORA = -1, KN_LD = 64, KN_PARTS_MAX = 3, KN_UUID = 64, KN_ABI = 4 };
 
 struct kn_ctx;    /* a device and one ordered stream of work; opaque           */
 struct kn_weight; /* a frozen matrix in the backend's own form; opaque         */
@@ -383,6 +383,48 @@ struct kn_adamw {
     const struct kn_adamw_step *step;
 };
 
+/* AdamW whose moments lie in 8 bits, as bitsandbytes' AdamW8bit: m in the signed, v in
+ * the unsigned dynamic map (kernels/dynamic.h), each block of up to 256 elements with a
+ * scale of its own, its largest magnitude. A block may keep float32 moments instead (a
+ * tensor of fewer than 4096 elements does, by bitsandbytes' rule). */
+enum { KN_ADAMW8_BLOCK = 256 };
+
+struct kn_adamw8_block {
+    int64_t at;   /* first element in p, g, m, v: where the block before ended     */
+    int64_t full; /* its first element in m32, v32: float32 moments; -1: 8 bits    */
+    int32_t n;    /* 1 to KN_ADAMW8_BLOCK                                          */
+    int32_t pad;
+};
+
+/* Every operation in float32, rounded as it stands here, none fused; the factors in
+ * float64, rounded once (kernels/adamw8.h): the same bits on every backend.
+ *   g = g * c (as kn_adamw);  m = b1 * m + (1 - b1) * g;  v = b2 * v + (1 - b2) * (g * g)
+ *   p = p * (1 - lr wd) - lr/bias1 * (m / (sqrt(v) / sqrt(bias2) + eps))
+ * with the old m, v = map[code] * scale, and the new ones before they are quantised:
+ *   scale = max |m| (at most FLT_MAX); code of m / scale: the nearest entry; a tie goes to
+ *   the even one; below 0 never becomes 0. A block of zeros: codes 127 (m) and 0 (v).
+ * The state begins as those codes with scales 0. nonfinite != 0: nothing is changed.
+ *
+ * bitsandbytes 0.50.2's backends differ among themselves. Its CUDA kernel is followed in
+ * nearest, ties and sign; it decays p after the step instead of before (as torch, its CPU
+ * backend and this do), divides by approximation, and sets the moments of an element
+ * whose gradient is not finite to 0. Its CPU backend reads codes from a table of 65536
+ * equal steps of [-1, 1]: there what is less than 1.5e-5 of its block's largest gets the
+ * code of about 1.5e-5 of it, 0 too. */
+struct kn_adamw8 {
+    float *p;                 /* in/out (n)                                        */
+    const float *g;           /* in (n)                                            */
+    uint8_t *m, *v;           /* in/out (n) codes; of blocks with full >= 0 not touched */
+    float *m_scale, *v_scale; /* in/out (n_blocks), finite, >= 0; likewise         */
+    float *m32, *v32;         /* in/out, of blocks with full >= 0; NULL: there are none */
+    const struct kn_adamw8_block *block; /* in (n_blocks), device memory: they cover n in
+                                            order, none longer than it may be; -EINVAL
+                                            on the CPU backends alone                */
+    int64_t n, n_blocks;
+    const struct kn_sweep *sweep;
+    const struct kn_adamw_step *step;
+};
+
 /* ---- the table ---------------------------------------------------------------- */
 
 /* All members are set in every table. */
@@ -441,6 +483,7 @@ struct kn_ops {
     int (*logprob)(struct kn_ctx *ctx, const struct kn_logprob *a);
     int (*grad_sweep)(struct kn_ctx *ctx, const struct kn_grad_sweep *a);
     int (*adamw)(struct kn_ctx *ctx, const struct kn_adamw *a);
+    int (*adamw8)(struct kn_ctx *ctx, const struct kn_adamw8 *a);
 };
 
 /* Opens backend `name` ("ref", "cpu", "cuda", "sim"), a module beside the

@@ -1,12 +1,10 @@
-/* quant4.h - the tables of 4-bit quantisation and of the 8 bits of its scales, one copy
- * for all backends.
+/* quant4.h - the tables of 4-bit quantisation, one copy for all backends; of the 8 bits
+ * of its scales: dynamic.h.
  *
  * NF4: Dettmers et al. 2023 (arXiv:2305.14314), section 3 and appendix E; FP4 as
  * bitsandbytes codes it. Blocks of 64 values; scales in blocks of 256. */
 #ifndef KERNELS_QUANT4_H
 #define KERNELS_QUANT4_H
-
-#include <math.h>
 
 enum { KN_Q4_BLOCK = 64, KN_Q4_OUTER = 256 };
 
@@ -35,31 +33,5 @@ enum { KN_Q4_BLOCK = 64, KN_Q4_OUTER = 256 };
     {                       \
         1, 6, 7, 4, 5, 2, 3 \
     }
-
-/* The signed dynamic 8-bit map: Dettmers et al. 2022 (arXiv:2110.02861), section
- * 2.1. For i in 0..6, 2^i means of neighbours among 2^i + 1 equally spaced points
- * of [0.1, 1], times 10^(i - 6), with both signs; 0 and 1. Sorted: entry 127 is
- * 0. Every step in float32 as torch makes it: points from the nearer end, with one
- * rounding of step * k + end. */
-static inline void kn_dynamic_map(float map[256])
-{
-    int at = 128;
-
-    map[127] = 0.0f;
-    map[255] = 1.0f;
-    for (int i = 0; i < 7; i++) {
-        const int n = 1 << i;
-        const float step = (1.0f - 0.1f) / (float)n, power = (float)pow(10.0, i - 6);
-        for (int j = 0; j < n; j++) {
-            float edge[2];
-            for (int e = 0; e < 2; e++)
-                edge[e] = j + e < (n + 1) / 2 ? fmaf(step, (float)(j + e), 0.1f)
-                                              : fmaf(-step, (float)(n - j - e), 1.0f);
-            map[at] = power * ((edge[0] + edge[1]) / 2.0f);
-            map[254 - at] = -map[at];
-            at++;
-        }
-    }
-}
 
 #endif

@@ -10,7 +10,9 @@
 #include <oneapi/dnnl/dnnl.h>
 #include <string.h>
 
+#include "../adamw8.h"
 #include "../check.h"
+#include "../dynamic.h"
 #include "../kernels.h"
 #include "../ref/ref.h"
 
@@ -55,6 +57,12 @@ struct cpu_widen {
     bool multiply; /* dst *= factor instead; src is not read */
 };
 
+/* What a step of kn_adamw8 has in common: 0 of each for m, 1 for v. */
+struct cpu_adamw8 {
+    struct kn_adamw8_rate rate;
+    float map[2][KN_DYNAMIC], tree[2][KN_DYNAMIC]; /* kernels/dynamic.h */
+};
+
 /* One instruction set's code. Row functions do rows [r0, r1). */
 struct cpu_vec {
     const char *isa;
@@ -70,6 +78,8 @@ struct cpu_vec {
     void (*logprob)(const struct kn_logprob *a, int64_t r0, int64_t r1);
     void (*sweep)(const float *g, int64_t n, struct kn_sweep *ret);
     void (*adamw)(const struct kn_adamw *a, float clip, int64_t i0, int64_t i1);
+    /* Blocks [b0, b1). */
+    void (*adamw8)(const struct kn_adamw8 *a, const struct cpu_adamw8 *c, int64_t b0, int64_t b1);
     size_t (*attn_fwd_bytes)(const struct kn_attn_shape *s);
     void (*attn_fwd)(const struct kn_attn_fwd *a, int seq, int kv_head, void *scratch);
     size_t (*attn_bwd_bytes)(const struct kn_attn_shape *s);
@@ -168,5 +178,6 @@ int cpu_gather(struct kn_ctx *ctx, const struct kn_gather *a);
 int cpu_logprob(struct kn_ctx *ctx, const struct kn_logprob *a);
 int cpu_grad_sweep(struct kn_ctx *ctx, const struct kn_grad_sweep *a);
 int cpu_adamw(struct kn_ctx *ctx, const struct kn_adamw *a);
+int cpu_adamw8(struct kn_ctx *ctx, const struct kn_adamw8 *a);
 
 #endif

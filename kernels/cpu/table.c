@@ -212,6 +212,7 @@ static const struct kn_ops cpu_ops = {
     .logprob = cpu_logprob,
     .grad_sweep = cpu_grad_sweep,
     .adamw = cpu_adamw,
+    .adamw8 = cpu_adamw8,
 };
 
 const struct kn_ops *kn_table(int abi)

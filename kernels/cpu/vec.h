@@ -319,6 +319,8 @@ void VNAME(vec_gather)(const struct kn_gather *a, int64_t r0, int64_t r1);
 void VNAME(vec_logprob)(const struct kn_logprob *a, int64_t r0, int64_t r1);
 void VNAME(vec_sweep)(const float *g, int64_t n, struct kn_sweep *ret);
 void VNAME(vec_adamw)(const struct kn_adamw *a, float clip, int64_t i0, int64_t i1);
+void VNAME(vec_adamw8)(const struct kn_adamw8 *a, const struct cpu_adamw8 *c, int64_t b0,
+                       int64_t b1);
 size_t VNAME(vec_attn_fwd_bytes)(const struct kn_attn_shape *s);
 void VNAME(vec_attn_fwd)(const struct kn_attn_fwd *a, int seq, int kv_head, void *scratch);
 size_t VNAME(vec_attn_bwd_bytes)(const struct kn_attn_shape *s);

@@ -14,6 +14,7 @@ const struct cpu_vec VNAME(cpu_vec) = {
     .logprob = VNAME(vec_logprob),
     .sweep = VNAME(vec_sweep),
     .adamw = VNAME(vec_adamw),
+    .adamw8 = VNAME(vec_adamw8),
     .attn_fwd_bytes = VNAME(vec_attn_fwd_bytes),
     .attn_fwd = VNAME(vec_attn_fwd),
     .attn_bwd_bytes = VNAME(vec_attn_bwd_bytes),

@@ -188,6 +188,7 @@ int cuda_gather(kn_ctx *ctx, const kn_gather *a);
 int cuda_logprob(kn_ctx *ctx, const kn_logprob *a);
 int cuda_grad_sweep(kn_ctx *ctx, const kn_grad_sweep *a);
 int cuda_adamw(kn_ctx *ctx, const kn_adamw *a);
+int cuda_adamw8(kn_ctx *ctx, const kn_adamw8 *a);
 }
 
 #endif

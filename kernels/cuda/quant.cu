@@ -8,6 +8,7 @@
  * words in 16 banks, no conflicts. */
 #include "quant.cuh"
 
+#include "../dynamic.h"
 #include "../quant4.h"
 
 enum { BLOCK = KN_Q4_BLOCK, OUTER = KN_Q4_OUTER, QUANT_THREADS = 256, EXPAND_ROWS = 4 };
@@ -259,7 +260,7 @@ int cuda_quant4_map(cudaStream_t stream, const cuda_quant4 *q)
     /* Kept: where a device reads the host's pages itself, nothing says when the copy is done. */
     static const struct dynamic_map {
         float v[OUTER];
-        dynamic_map() { kn_dynamic_map(v); }
+        dynamic_map() { kn_dynamic_map(v, true); }
     } map;
 
     if (!q->nested)

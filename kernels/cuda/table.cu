@@ -256,5 +256,6 @@ extern "C" const kn_ops *kn_table(int abi)
     ops.logprob = cuda_logprob;
     ops.grad_sweep = cuda_grad_sweep;
     ops.adamw = cuda_adamw;
+    ops.adamw8 = cuda_adamw8;
     return abi == KN_ABI ? &ops : NULL;
 }

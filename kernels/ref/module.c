@@ -38,6 +38,7 @@ static const struct kn_ops ref_ops = {
     .logprob = ref_logprob,
     .grad_sweep = ref_grad_sweep,
     .adamw = ref_adamw,
+    .adamw8 = ref_adamw8,
 };
 
 const struct kn_ops *kn_table(int abi)

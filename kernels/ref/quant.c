@@ -9,6 +9,7 @@
 
 #include <math.h>
 
+#include "../dynamic.h"
 #include "../quant4.h"
 
 enum { BLOCK = KN_Q4_BLOCK, OUTER = KN_Q4_OUTER };
@@ -66,7 +67,7 @@ static void quantize_nested(const struct kn_quantize4 *a, int64_t blocks)
     float map[256];
     double sum = 0.0;
 
-    kn_dynamic_map(map);
+    kn_dynamic_map(map, true);
     for (int64_t i = 0; i < blocks; i++)
         sum += (double)a->absmax[i];
     *a->offset = a->offset_in ? *a->offset_in : (float)(sum / (double)blocks);
@@ -115,7 +116,7 @@ int ref_dequantize4(const struct kn_dequantize4 *a)
     if (r)
         return r < 0 ? r : 0;
     if (a->absmax_q)
-        kn_dynamic_map(map);
+        kn_dynamic_map(map, true);
     for (int64_t i = 0; i < a->n; i++) {
         const int64_t b = i / BLOCK;
         const uint8_t code = i % 2 == 0 ? a->packed[i / 2] >> 4 : a->packed[i / 2] & 15;

@@ -89,6 +89,7 @@ int ref_gather(struct kn_ctx *ctx, const struct kn_gather *a);
 int ref_logprob(struct kn_ctx *ctx, const struct kn_logprob *a);
 int ref_grad_sweep(struct kn_ctx *ctx, const struct kn_grad_sweep *a);
 int ref_adamw(struct kn_ctx *ctx, const struct kn_adamw *a);
+int ref_adamw8(struct kn_ctx *ctx, const struct kn_adamw8 *a);
 
 /* Offsets that lie about their buffers: -EINVAL. Host memory only. */
 int ref_attn_offsets(const struct kn_attn_shape *s, int64_t q_rows, int64_t k_rows);

@@ -340,21 +340,32 @@ static inline float __frcp_rn(float a)
 {
     return 1.0f / a;
 }
+// Rounded by itself: no compiler option lets the result melt into the next operation.
+static inline float cusim_rounded(float x)
+{
+#if defined(__x86_64__)
+    __asm__("" : "+x"(x));
+    return x;
+#else
+    volatile float y = x;
+    return y;
+#endif
+}
 static inline float __fsqrt_rn(float a)
 {
     return sqrtf(a);
 }
 static inline float __fadd_rn(float a, float b)
 {
-    return a + b;
+    return cusim_rounded(cusim_rounded(a) + cusim_rounded(b));
 }
 static inline float __fsub_rn(float a, float b)
 {
-    return a - b;
+    return cusim_rounded(cusim_rounded(a) - cusim_rounded(b));
 }
 static inline float __fmul_rn(float a, float b)
 {
-    return a * b;
+    return cusim_rounded(a * b);
 }
 static inline float __fdiv_rn(float a, float b)
 {

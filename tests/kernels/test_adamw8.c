@@ -1,0 +1,432 @@
+/* test_adamw8.c - AdamW with moments in 8 bits: the same bits as ref on every backend, each
+ * threshold of both maps, what values a block may hold, calls that are refused.
+ *
+ * ref and the backend are given the same sweep (its sum's order is a backend's own); then
+ * parameters, codes, scales and float32 moments are compared byte by byte. */
+#include "tests/support/test.h"
+
+#include <errno.h>
+#include <float.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernels/dynamic.h"
+#include "kit.h"
+
+static const char *backend; /* as it was asked for: a race-checked "sim" has another */
+static const struct kn_ops *ops;
+
+/* A state in one kit's memory. Tensors lie one behind the other; those with fewer than
+ * `least` elements keep float32 moments. */
+struct state {
+    struct kit *k;
+    struct kn_adamw8 a;
+    int64_t n32;
+    struct kn_adamw_step *step;
+    struct kn_sweep *sweep;
+    float *g;
+    struct kn_adamw8_block *block;
+};
+
+/* Bytes that begin `odd` elements behind where memory does. */
+static void *room(struct kit *k, int64_t n, size_t size)
+{
+    return (char *)kit_alloc(k, (size_t)(n + k->odd) * size) + (size_t)k->odd * size;
+}
+
+static void state_make(struct state *s, struct kit *k, const int64_t *tensors, size_t n_tensors,
+                       int64_t least)
+{
+    struct kn_adamw8_block *host;
+    int64_t blocks = 0;
+
+    memset(s, 0, sizeof *s);
+    s->k = k;
+    for (size_t i = 0; i < n_tensors; i++) {
+        s->a.n_blocks += (tensors[i] + KN_ADAMW8_BLOCK - 1) / KN_ADAMW8_BLOCK;
+    }
+    host = calloc((size_t)s->a.n_blocks + 1, sizeof *host);
+    assert_non_null(host);
+    for (size_t i = 0; i < n_tensors; i++) {
+        for (int64_t at = 0; at < tensors[i]; at += KN_ADAMW8_BLOCK) {
+            const int64_t left = tensors[i] - at;
+            struct kn_adamw8_block *b = &host[blocks++];
+            b->at = s->a.n;
+            b->n = (int32_t)(left < KN_ADAMW8_BLOCK ? left : KN_ADAMW8_BLOCK);
+            b->full = tensors[i] < least ? s->n32 : -1;
+            s->a.n += b->n;
+            s->n32 += tensors[i] < least ? b->n : 0;
+        }
+    }
+    s->block = kit_alloc(k, (size_t)blocks * sizeof *host);
+    kit_put(k, s->block, host, (size_t)blocks * sizeof *host);
+    free(host);
+    s->step = kit_alloc(k, sizeof *s->step);
+    s->sweep = kit_alloc(k, sizeof *s->sweep);
+    s->g = room(k, s->a.n, sizeof(float));
+    s->a.p = room(k, s->a.n, sizeof(float));
+    s->a.m = room(k, s->a.n, 1);
+    s->a.v = room(k, s->a.n, 1);
+    s->a.m_scale = room(k, blocks, sizeof(float));
+    s->a.v_scale = room(k, blocks, sizeof(float));
+    if (s->n32 > 0) {
+        s->a.m32 = room(k, s->n32, sizeof(float));
+        s->a.v32 = room(k, s->n32, sizeof(float));
+    }
+    s->a.g = s->g;
+    s->a.block = s->block;
+    s->a.sweep = s->sweep;
+    s->a.step = s->step;
+    uint8_t *codes = malloc((size_t)s->a.n + 1);
+    assert_non_null(codes);
+    memset(codes, KN_DYNAMIC_ZERO, (size_t)s->a.n);
+    kit_put(k, s->a.m, codes, (size_t)s->a.n);
+    free(codes);
+}
+
+static void state_same(const struct state *x, const struct state *y)
+{
+    const size_t n = (size_t)x->a.n, blocks = (size_t)x->a.n_blocks, full = (size_t)x->n32;
+
+    kit_same("p", x->k, x->a.p, y->k, y->a.p, n * 4);
+    kit_same("m", x->k, x->a.m, y->k, y->a.m, n);
+    kit_same("v", x->k, x->a.v, y->k, y->a.v, n);
+    kit_same("m_scale", x->k, x->a.m_scale, y->k, y->a.m_scale, blocks * 4);
+    kit_same("v_scale", x->k, x->a.v_scale, y->k, y->a.v_scale, blocks * 4);
+    kit_same("m32", x->k, x->a.m32, y->k, y->a.m32, full * 4);
+    kit_same("v32", x->k, x->a.v32, y->k, y->a.v32, full * 4);
+}
+
+/* One step of a state whose gradient has this sweep. */
+static void state_step(const struct state *s, const struct kn_adamw_step *step,
+                       const struct kn_sweep *sweep)
+{
+    kit_put(s->k, s->step, step, sizeof *step);
+    kit_put(s->k, s->sweep, sweep, sizeof *sweep);
+    assert_int_equal(s->k->ops->adamw8(s->k->ctx, &s->a), 0);
+    assert_int_equal(s->k->ops->sync(s->k->ctx), 0);
+}
+
+/* Bias corrections of update t, from 1 on. */
+static struct kn_adamw_step step_of(int t, float weight_decay, float max_grad_norm)
+{
+    return (struct kn_adamw_step){.lr = 1e-2f,
+                                  .beta1 = 0.9f,
+                                  .beta2 = 0.999f,
+                                  .eps = 1e-8f,
+                                  .weight_decay = weight_decay,
+                                  .max_grad_norm = max_grad_norm,
+                                  .bias1 = (float)(1.0 - pow(0.9, t)),
+                                  .bias2 = (float)(1.0 - pow(0.999, t))};
+}
+
+static struct kn_sweep sweep_of(const float *g, int64_t n)
+{
+    struct kn_sweep s = {0};
+
+    for (int64_t i = 0; i < n; i++) {
+        s.sum_sq += (double)g[i] * (double)g[i];
+        s.nonfinite += !isfinite(g[i]);
+    }
+    return s;
+}
+
+struct layout {
+    int64_t tensor[12], least;
+    size_t n;
+    int steps, odd;
+    float weight_decay, max_grad_norm;
+};
+
+static const struct layout layouts[] = {
+    {.tensor = {1}, .n = 1, .steps = 3},
+    {.tensor = {1, 1, 1, 2, 3}, .n = 5, .steps = 3, .least = 2, .weight_decay = 0.1f},
+    {.tensor = {255, 256, 257, 300}, .n = 4, .steps = 4, .max_grad_norm = 1.0f},
+    {.tensor = {255, 256, 257, 300}, .n = 4, .steps = 4, .least = 257, .odd = 1},
+    {.tensor = {5000, 300, 4096, 4095, 17, 4, 8192},
+     .n = 7,
+     .steps = 6,
+     .least = 4096,
+     .weight_decay = 0.01f,
+     .max_grad_norm = 0.5f},
+    {.tensor = {4100, 12, 5001, 7, 6000}, .n = 5, .steps = 5, .least = 4096, .odd = 3},
+    {.tensor = {300000}, .n = 1, .steps = 2, .weight_decay = 0.3f},
+};
+
+/* Gradients of several sizes, so that a block's codes are far apart; some are 0. */
+static void gradient(float *g, int64_t n, uint64_t seed)
+{
+    for (int64_t i = 0; i < n; i++) {
+        const double size = pow(10.0, 4.0 * kit_value(seed, 1, i) - 4.0);
+        g[i] = kit_value(seed, 2, i) > 0.95 ? 0.0f : (float)(kit_value(seed, 3, i) * size);
+    }
+}
+
+static void same_as_ref(void **unused)
+{
+    struct kit kits[2];
+
+    (void)unused;
+    assert_true(kit_open(&kits[0], backend, KN_F32, 2));
+    assert_true(kit_open(&kits[1], "ref", KN_F32, 1));
+    for (size_t c = 0; c < ARRAY_LEN(layouts); c++) {
+        const struct layout *l = &layouts[c];
+        struct state s[2];
+        kits[0].odd = l->odd;
+        for (int i = 0; i < 2; i++)
+            state_make(&s[i], &kits[i], l->tensor, l->n, l->least);
+        const int64_t n = s[0].a.n;
+        float *g = malloc((size_t)n * sizeof *g);
+        assert_non_null(g);
+        gradient(g, n, 50 + c);
+        for (int i = 0; i < 2; i++)
+            kit_put(&kits[i], s[i].a.p, g, (size_t)n * sizeof *g);
+        for (int t = 1; t <= l->steps; t++) {
+            const struct kn_adamw_step step = step_of(t, l->weight_decay, l->max_grad_norm);
+            gradient(g, n, 100 * c + (uint64_t)t);
+            const struct kn_sweep sweep = sweep_of(g, n);
+            for (int i = 0; i < 2; i++) {
+                kit_put(&kits[i], s[i].g, g, (size_t)n * sizeof *g);
+                state_step(&s[i], &step, &sweep);
+            }
+            state_same(&s[0], &s[1]);
+        }
+        free(g);
+        kit_release(&kits[0], 0);
+        kit_release(&kits[1], 0);
+    }
+    kit_close(&kits[0]);
+    kit_close(&kits[1]);
+}
+
+/* One block whose moments become g and g * g: no memory of what was. */
+static void one_block(const float *g, int n, uint8_t *m, uint8_t *v, float scale[2])
+{
+    const struct kn_adamw_step step = {.lr = 1e-3f, .eps = 1e-8f, .bias1 = 1.0f, .bias2 = 1.0f};
+    const struct kn_sweep sweep = sweep_of(g, n);
+    const int64_t tensor = n;
+    struct state s;
+    struct kit k;
+
+    assert_true(kit_open(&k, backend, KN_F32, 1));
+    state_make(&s, &k, &tensor, 1, 0);
+    kit_put(&k, s.g, g, (size_t)n * sizeof *g);
+    state_step(&s, &step, &sweep);
+    kit_take(&k, m, s.a.m, (size_t)n);
+    kit_take(&k, v, s.a.v, (size_t)n);
+    kit_take(&k, &scale[0], s.a.m_scale, sizeof(float));
+    kit_take(&k, &scale[1], s.a.v_scale, sizeof(float));
+    kit_close(&k);
+}
+
+/* The nearest entry by looking at all of them; a tie to the even one. */
+static int nearest(const float *map, float x, bool is_signed)
+{
+    int code = 0;
+
+    for (int s = 0; s < 255; s++) {
+        const float middle = (map[s] + map[s + 1]) * 0.5f;
+        if (x > middle || (x == middle && s % 2 == 1))
+            code = s + 1;
+    }
+    return is_signed && x < 0.0f && code == KN_DYNAMIC_ZERO ? code - 1 : code;
+}
+
+/* Entries, the float32 middles between them and what lies beside those. */
+static void thresholds(void **unused)
+{
+    float map[2][256], g[256] = {0}, scale[2];
+    uint8_t m[256], v[256];
+
+    (void)unused;
+    for (int u = 0; u < 2; u++)
+        kn_dynamic_map(map[u], u == 0);
+    for (int place = 0; place < 7; place++) {
+        g[255] = 1.0f;
+        for (int s = 0; s < 255; s++) {
+            const float a = map[0][s], b = map[0][s + 1], middle = (a + b) * 0.5f;
+            const float root = sqrtf((map[1][s] + map[1][s + 1]) * 0.5f);
+            g[s] = place == 0   ? a
+                   : place == 1 ? middle
+                   : place == 2 ? nextafterf(middle, -2.0f)
+                   : place == 3 ? nextafterf(middle, 2.0f)
+                   : place == 4 ? root
+                   : place == 5 ? nextafterf(root, 0.0f)
+                                : nextafterf(root, 2.0f);
+        }
+        one_block(g, 256, m, v, scale);
+        assert_true(scale[0] == 1.0f && scale[1] == 1.0f);
+        for (int s = 0; s < 256; s++) {
+            assert_int_equal(m[s], nearest(map[0], g[s], true));
+            assert_int_equal(v[s], nearest(map[1], g[s] * g[s], false));
+        }
+        for (int s = 0; s < 255 && place < 4; s++) {
+            const int above = s == 126 ? 126 : s + 1; /* below 0 stays below 0 */
+            const int want[4] = {s, s % 2 ? s + 1 : s, s, above};
+            assert_int_equal(m[s], want[place]);
+        }
+    }
+}
+
+static void edges(void **unused)
+{
+    const float tiny = 1.4e-45f;
+    float g[300] = {0}, scale[2];
+    uint8_t m[300], v[300];
+
+    (void)unused;
+    one_block(g, 256, m, v, scale); /* nothing but zeros */
+    for (int i = 0; i < 256; i++)
+        assert_true(m[i] == KN_DYNAMIC_ZERO && v[i] == 0);
+    assert_true(scale[0] == 0.0f && scale[1] == 0.0f);
+
+    g[0] = -tiny; /* the least there is; its square is 0 */
+    g[1] = 3 * tiny;
+    g[2] = -0.0f;
+    one_block(g, 3, m, v, scale);
+    assert_true(scale[0] == 3 * tiny && scale[1] == 0.0f);
+    assert_true(m[1] == 255 && m[2] == KN_DYNAMIC_ZERO && m[0] < KN_DYNAMIC_ZERO);
+    assert_true(v[0] == 0 && v[1] == 0 && v[2] == 0);
+
+    g[0] = 1.0f; /* beside one so large that its square is infinite */
+    g[1] = -3e38f;
+    g[2] = -1.0f;
+    one_block(g, 3, m, v, scale);
+    assert_true(scale[0] == 3e38f && scale[1] == FLT_MAX);
+    assert_true(m[0] == KN_DYNAMIC_ZERO && m[1] == 0 && m[2] == KN_DYNAMIC_ZERO - 1);
+    assert_true(v[0] == 0 && v[1] == 255 && v[2] == 0);
+
+    g[0] = -2.5f; /* one element alone is its own scale, and -1 has no code */
+    one_block(g, 1, m, v, scale);
+    assert_true(scale[0] == 2.5f && scale[1] == 6.25f && m[0] == 0 && v[0] == 255);
+}
+
+/* A gradient that is not finite changes nothing; one of zeros decays alone. */
+static void nothing(void **unused)
+{
+    static const int64_t tensors[] = {5000, 300};
+    static const float bad[] = {NAN, INFINITY, -INFINITY};
+    struct state s, copy;
+    struct kit k;
+    float g[5300];
+
+    (void)unused;
+    assert_true(kit_open(&k, backend, KN_F32, 2));
+    state_make(&s, &k, tensors, 2, 4096);
+    state_make(&copy, &k, tensors, 2, 4096);
+    gradient(g, 5300, 1);
+    for (int i = 0; i < 2; i++) {
+        struct state *x = i ? &copy : &s;
+        const struct kn_sweep sweep = sweep_of(g, 5300);
+        const struct kn_adamw_step step = step_of(1, 0.1f, 1.0f);
+        kit_put(&k, x->a.p, g, sizeof g);
+        kit_put(&k, x->g, g, sizeof g);
+        state_step(x, &step, &sweep);
+    }
+    for (size_t i = 0; i < ARRAY_LEN(bad); i++) {
+        const struct kn_adamw_step step = step_of(2, 0.1f, 1.0f);
+        struct kn_sweep sweep;
+        g[1777 * i] = bad[i];
+        kit_put(&k, s.g, g, sizeof g);
+        assert_int_equal(
+            ops->grad_sweep(k.ctx, &(struct kn_grad_sweep){.g = s.g, .n = 5300, .sweep = s.sweep}),
+            0);
+        kit_take(&k, &sweep, s.sweep, sizeof sweep);
+        assert_int_equal(sweep.nonfinite, i + 1);
+        state_step(&s, &step, &sweep);
+        state_same(&s, &copy);
+    }
+
+    const struct kn_adamw_step step = step_of(1, 0.5f, 1.0f);
+    const struct kn_sweep sweep = {0};
+    float p[5300], decayed[5300];
+    state_make(&s, &k, tensors, 2, 4096);
+    for (int i = 0; i < 5300; i++) {
+        p[i] = (float)kit_value(7, 0, i);
+        decayed[i] = p[i] * (float)(1.0 - (double)step.lr * (double)step.weight_decay);
+    }
+    kit_put(&k, s.a.p, p, sizeof p);
+    state_step(&s, &step, &sweep);
+    kit_take(&k, p, s.a.p, sizeof p);
+    assert_memory_equal(p, decayed, sizeof p);
+    uint8_t *m = kit_down(&k, s.a.m, 5300), *v = kit_down(&k, s.a.v, 5300);
+    for (int i = 0; i < 5300; i++)
+        assert_true(m[i] == KN_DYNAMIC_ZERO && v[i] == 0);
+    free(m);
+    free(v);
+    kit_close(&k);
+}
+
+static void refused(void **unused)
+{
+    static const int64_t tensors[] = {300, 20};
+    static const struct kn_adamw8_block bad[][3] = {
+        {{0, -1, 256, 0}, {257, -1, 43, 0}, {300, 0, 20, 0}},  /* a gap                */
+        {{0, -1, 256, 0}, {256, -1, 44, 0}, {256, 0, 20, 0}},  /* twice                */
+        {{0, -1, 256, 0}, {256, -1, 44, 0}, {300, 0, 21, 0}},  /* beyond n             */
+        {{0, -1, 256, 0}, {256, -1, 44, 0}, {300, 0, 19, 0}},  /* not all              */
+        {{0, -1, 256, 0}, {256, -1, 64, 0}, {320, 0, 0, 0}},   /* an empty one         */
+        {{0, -1, 300, 0}, {300, -1, 10, 0}, {310, 0, 10, 0}},  /* longer than a block  */
+        {{0, -1, 256, 0}, {256, -1, 44, 0}, {300, -2, 20, 0}}, /* no such place in m32 */
+    };
+    struct state s;
+    struct kit k;
+
+    (void)unused;
+    assert_true(kit_open(&k, backend, KN_F32, 1));
+    state_make(&s, &k, tensors, 2, 256);
+    const struct kn_adamw8 good = s.a;
+    assert_int_equal(ops->adamw8(k.ctx, &(struct kn_adamw8){0}), 0);
+    s.a.n_blocks = 1; /* cannot cover 320 */
+    assert_int_equal(ops->adamw8(k.ctx, &s.a), -EINVAL);
+    s.a.n_blocks = 321;
+    assert_int_equal(ops->adamw8(k.ctx, &s.a), -EINVAL);
+    s.a = good;
+    s.a.n = -1;
+    assert_int_equal(ops->adamw8(k.ctx, &s.a), -EINVAL);
+    s.a = good;
+    s.a.v32 = NULL;
+    assert_int_equal(ops->adamw8(k.ctx, &s.a), -EINVAL);
+    s.a = good;
+    s.a.v_scale = NULL;
+    assert_int_equal(ops->adamw8(k.ctx, &s.a), -EINVAL);
+    s.a = good;
+    for (size_t i = 0; i < ARRAY_LEN(bad) && kit_on_host(&k); i++) {
+        kit_put(&k, s.block, bad[i], sizeof bad[i]);
+        assert_int_equal(ops->adamw8(k.ctx, &s.a), -EINVAL);
+    }
+    if (kit_on_host(&k)) {
+        state_make(&s, &k, tensors, 2, 256);
+        s.a.m32 = s.a.v32 = NULL; /* and a block that wants them */
+        assert_int_equal(ops->adamw8(k.ctx, &s.a), -EINVAL);
+    }
+    kit_close(&k);
+}
+
+static int use(const char *name)
+{
+    char why[256];
+
+    backend = name;
+    return kn_backend(name, &ops, why, sizeof why);
+}
+
+int main(int argc, char **argv)
+{
+    static const char *const names[] = {"ref", "cpu"};
+    const char *const *v = argc > 1 ? (const char *const *)&argv[1] : names;
+    const size_t n = argc > 1 ? (size_t)argc - 1 : ARRAY_LEN(names);
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(same_as_ref), cmocka_unit_test(thresholds), cmocka_unit_test(edges),
+        cmocka_unit_test(nothing),     cmocka_unit_test(refused),
+    };
+    int failed = 0;
+
+    if (argc > 1)
+        kit_require(v[0]);
+    for (size_t i = 0; i < n; i++)
+        failed += use(v[i]) ? 1 : cmocka_run_group_tests(tests, NULL, NULL);
+    return failed;
+}

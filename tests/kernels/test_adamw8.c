@@ -152,7 +152,7 @@ static const struct layout layouts[] = {
      .weight_decay = 0.01f,
      .max_grad_norm = 0.5f},
     {.tensor = {4100, 12, 5001, 7, 6000}, .n = 5, .steps = 5, .least = 4096, .odd = 3},
-    {.tensor = {300000}, .n = 1, .steps = 2, .weight_decay = 0.3f},
+    {.tensor = {40000}, .n = 1, .steps = 2, .weight_decay = 0.3f},
 };
 
 /* Gradients of several sizes, so that a block's codes are far apart; some are 0. */

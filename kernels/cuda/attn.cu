@@ -37,8 +37,8 @@ __global__ void __launch_bounds__(ATTN_THREADS)
     attn_fwd(T *o, int64_t ldo, float *lse, const T *q, int64_t ldq, const T *k, int64_t ldk,
              const T *v, int64_t ldv, kn_attn_shape s)
 {
-    const attn_at at = attn_sequence(s, blockIdx.z);
-    const int q0 = blockIdx.x * TILE, h = blockIdx.y, hd = s.head_dim, pad = hd + 1;
+    const attn_at at = attn_sequence(s, attn_seq(s));
+    const int q0 = attn_tile(s) * TILE, h = blockIdx.y, hd = s.head_dim, pad = hd + 1;
     const int kc = h / (s.heads / s.kv_heads) * hd;
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
     float m[ROWS], l[ROWS], acc[ROWS][NC];
@@ -117,14 +117,6 @@ __global__ void attn_delta(float *delta, const T *d_o, int64_t lddo, const T *o,
         delta[i] = sum;
 }
 
-template <class T> struct attn_bwd_args {
-    T *dq, *dk, *dv;
-    const T *d_o, *q, *k, *v;
-    int64_t lddq, lddk, lddv, lddo, ldq, ldk, ldv;
-    const float *lse, *delta;
-    kn_attn_shape s;
-};
-
 /* What the tile pair (q0, j0) contributes: probabilities and score gradients. Warp's
  * rows are queries, lane is the key. */
 template <class T>
@@ -153,8 +145,8 @@ __device__ static inline void pair_tile(const attn_bwd_args<T> &a, const attn_at
 template <class T, int NC>
 __global__ void __launch_bounds__(ATTN_THREADS) attn_bwd_q(attn_bwd_args<T> a)
 {
-    const attn_at at = attn_sequence(a.s, blockIdx.z);
-    const int q0 = blockIdx.x * TILE, h = blockIdx.y, hd = a.s.head_dim, pad = hd + 1;
+    const attn_at at = attn_sequence(a.s, attn_seq(a.s));
+    const int q0 = attn_tile(a.s) * TILE, h = blockIdx.y, hd = a.s.head_dim, pad = hd + 1;
     const int kc = h / (a.s.heads / a.s.kv_heads) * hd;
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
     float dq[ROWS][NC] = {};
@@ -197,8 +189,8 @@ __global__ void __launch_bounds__(ATTN_THREADS) attn_bwd_q(attn_bwd_args<T> a)
 template <class T, int NC>
 __global__ void __launch_bounds__(ATTN_THREADS) attn_bwd_kv(attn_bwd_args<T> a)
 {
-    const attn_at at = attn_sequence(a.s, blockIdx.z);
-    const int j0 = blockIdx.x * TILE, kv = blockIdx.y, hd = a.s.head_dim, pad = hd + 1;
+    const attn_at at = attn_sequence(a.s, attn_seq(a.s));
+    const int j0 = attn_tile(a.s) * TILE, kv = blockIdx.y, hd = a.s.head_dim, pad = hd + 1;
     const int group = a.s.heads / a.s.kv_heads;
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
     float dk[ROWS][NC] = {}, dv[ROWS][NC] = {};
@@ -260,11 +252,6 @@ template <class T> static void zero_mat(kn_ctx *ctx, const kn_mat *m)
                (int)m->cols);
 }
 
-static unsigned tiles(int n)
-{
-    return (unsigned)((n + TILE - 1) / TILE);
-}
-
 template <class T, int NC> static void launch_fwd(kn_ctx *ctx, const kn_attn_fwd *a)
 {
     const kn_attn_shape *s = &a->shape;
@@ -272,9 +259,9 @@ template <class T, int NC> static void launch_fwd(kn_ctx *ctx, const kn_attn_fwd
     const size_t smem = 3 * tile + SMEM16(TILE * (TILE + 1) * sizeof(float));
 
     cudaFuncSetAttribute(attn_fwd<T, NC>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)smem);
-    LAUNCH((attn_fwd<T, NC>), dim3(tiles(s->max_q), (unsigned)s->heads, (unsigned)s->n_seqs),
-           ATTN_THREADS, smem, ctx->stream, (T *)a->o.p, a->o.ld, a->lse, (const T *)a->q.p,
-           a->q.ld, (const T *)a->k.p, a->k.ld, (const T *)a->v.p, a->v.ld, *s);
+    LAUNCH((attn_fwd<T, NC>), attn_grid(s->max_q, TILE, s->heads, s->n_seqs), ATTN_THREADS, smem,
+           ctx->stream, (T *)a->o.p, a->o.ld, a->lse, (const T *)a->q.p, a->q.ld, (const T *)a->k.p,
+           a->k.ld, (const T *)a->v.p, a->v.ld, *s);
 }
 
 template <class T, int NC> static void launch_bwd(kn_ctx *ctx, const kn_attn_bwd *b)
@@ -283,38 +270,22 @@ template <class T, int NC> static void launch_bwd(kn_ctx *ctx, const kn_attn_bwd
     const size_t tile = SMEM16(TILE * (s->head_dim + 1) * sizeof(float));
     const size_t smem = 4 * tile + 2 * SMEM16(TILE * (TILE + 1) * sizeof(float));
     const int64_t n = b->q.rows * s->heads;
-    const attn_bwd_args<T> a = {(T *)b->dq.p,
-                                (T *)b->dk.p,
-                                (T *)b->dv.p,
-                                (const T *)b->d_o.p,
-                                (const T *)b->q.p,
-                                (const T *)b->k.p,
-                                (const T *)b->v.p,
-                                b->dq.ld,
-                                b->dk.ld,
-                                b->dv.ld,
-                                b->d_o.ld,
-                                b->q.ld,
-                                b->k.ld,
-                                b->v.ld,
-                                b->lse,
-                                b->delta,
-                                *s};
+    const attn_bwd_args<T> a = attn_bwd_of<T>(b);
 
     zero_mat<T>(ctx, &b->dq);
     zero_mat<T>(ctx, &b->dk);
     zero_mat<T>(ctx, &b->dv);
     if (n == 0 || s->n_seqs == 0)
         return;
-    LAUNCH(attn_delta<T>, (unsigned)((n + 7) / 8), 256, 0, ctx->stream, b->delta,
-           (const T *)b->d_o.p, b->d_o.ld, (const T *)b->o.p, b->o.ld, s->heads, s->head_dim, n);
+    LAUNCH(attn_delta<T>, (unsigned)((n + 7) / 8), 256, 0, ctx->stream, b->delta, a.d_o, a.lddo,
+           a.o, a.ldo, s->heads, s->head_dim, n);
     cudaFuncSetAttribute(attn_bwd_q<T, NC>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)smem);
-    LAUNCH((attn_bwd_q<T, NC>), dim3(tiles(s->max_q), (unsigned)s->heads, (unsigned)s->n_seqs),
-           ATTN_THREADS, smem, ctx->stream, a);
+    LAUNCH((attn_bwd_q<T, NC>), attn_grid(s->max_q, TILE, s->heads, s->n_seqs), ATTN_THREADS, smem,
+           ctx->stream, a);
     cudaFuncSetAttribute(attn_bwd_kv<T, NC>, cudaFuncAttributeMaxDynamicSharedMemorySize,
                          (int)smem);
-    LAUNCH((attn_bwd_kv<T, NC>), dim3(tiles(s->max_k), (unsigned)s->kv_heads, (unsigned)s->n_seqs),
-           ATTN_THREADS, smem, ctx->stream, a);
+    LAUNCH((attn_bwd_kv<T, NC>), attn_grid(s->max_k, TILE, s->kv_heads, s->n_seqs), ATTN_THREADS,
+           smem, ctx->stream, a);
 }
 
 template <class T> static void by_width_fwd(kn_ctx *ctx, const kn_attn_fwd *a)
@@ -353,6 +324,8 @@ int cuda_attn_fwd(kn_ctx *ctx, const kn_attn_fwd *a)
         return r < 0 ? r : 0;
     if (a->shape.n_seqs == 0 || a->shape.max_q == 0)
         return 0;
+    if (!attn_grid_ok(&a->shape))
+        return -EINVAL;
     const kn_mat *const mats[] = {&a->o, &a->q, &a->k, &a->v};
     if (cuda_attn_mma_ok(&a->shape, mats, 4))
         return cuda_attn_mma_fwd(ctx, a);
@@ -366,6 +339,8 @@ int cuda_attn_bwd(kn_ctx *ctx, const kn_attn_bwd *a)
 
     if (r)
         return r < 0 ? r : 0;
+    if (!attn_grid_ok(&a->shape))
+        return -EINVAL;
     const kn_mat *const mats[] = {&a->dq, &a->dk, &a->dv, &a->d_o, &a->o, &a->q, &a->k, &a->v};
     if (cuda_attn_mma_ok(&a->shape, mats, 8))
         return cuda_attn_mma_bwd(ctx, a);

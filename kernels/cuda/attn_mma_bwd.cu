@@ -18,13 +18,7 @@
 
 #include <type_traits>
 
-struct mma_bwd_args {
-    bf16_t *dq, *dk, *dv;
-    const bf16_t *d_o, *q, *k, *v;
-    int64_t lddq, lddk, lddv, lddo, ldq, ldk, ldv;
-    const float *lse, *delta;
-    kn_attn_shape s;
-};
+typedef attn_bwd_args<bf16_t> mma_bwd_args;
 
 enum { OWN = 16 * MMA_WARPS, MET = 32 };
 
@@ -45,7 +39,7 @@ __device__ static inline mma_bwd_walk walk_of(const kn_attn_shape &s, const attn
     w.heads = KEYS ? group : 1;
     w.head0 = (int)blockIdx.y * w.heads;
     /* The longest walks start first: early keys are seen by most, late queries see most. */
-    w.row0 = OWN * (int)(KEYS ? blockIdx.x : gridDim.x - 1 - blockIdx.x);
+    w.row0 = OWN * (KEYS ? attn_tile(s) : attn_tile_last(s));
     const int last = min(w.row0 + OWN, w.rows) - 1;
     if (KEYS) {
         w.from = max(0, w.row0 - at.shift);
@@ -164,7 +158,7 @@ __device__ static inline void finish(bf16_t *to, int64_t ld, bf16_t *own,
 template <int HD, bool KEYS>
 __global__ void __launch_bounds__(MMA_THREADS) attn_mma_bwd(mma_bwd_args a)
 {
-    const attn_at at = attn_sequence(a.s, blockIdx.z);
+    const attn_at at = attn_sequence(a.s, attn_seq(a.s));
     const mma_bwd_walk w = walk_of<KEYS>(a.s, at);
     const int lane = threadIdx.x & 31, warp0 = warp_number() * 16, row0 = w.row0 + warp0;
     const int hd = a.s.head_dim, window = a.s.window, tiles = w.tiles * w.heads;
@@ -295,32 +289,15 @@ static void launch_run(kn_ctx *ctx, const mma_bwd_args &a, int rows, int heads)
 
     cudaFuncSetAttribute(attn_mma_bwd<HD, KEYS>, cudaFuncAttributeMaxDynamicSharedMemorySize,
                          (int)smem);
-    LAUNCH((attn_mma_bwd<HD, KEYS>),
-           dim3((unsigned)((rows + OWN - 1) / OWN), (unsigned)heads, (unsigned)a.s.n_seqs),
-           MMA_THREADS, smem, ctx->stream, a);
+    LAUNCH((attn_mma_bwd<HD, KEYS>), attn_grid(rows, OWN, heads, a.s.n_seqs), MMA_THREADS, smem,
+           ctx->stream, a);
 }
 
 int cuda_attn_mma_bwd(kn_ctx *ctx, const kn_attn_bwd *b)
 {
     const kn_attn_shape *s = &b->shape;
     const int64_t n = b->q.rows * s->heads;
-    const mma_bwd_args a = {(bf16_t *)b->dq.p,
-                            (bf16_t *)b->dk.p,
-                            (bf16_t *)b->dv.p,
-                            (const bf16_t *)b->d_o.p,
-                            (const bf16_t *)b->q.p,
-                            (const bf16_t *)b->k.p,
-                            (const bf16_t *)b->v.p,
-                            b->dq.ld,
-                            b->dk.ld,
-                            b->dv.ld,
-                            b->d_o.ld,
-                            b->q.ld,
-                            b->k.ld,
-                            b->v.ld,
-                            b->lse,
-                            b->delta,
-                            *s};
+    const mma_bwd_args a = attn_bwd_of<bf16_t>(b);
     int lanes = 1;
 
     LAUNCH(zero_outside, dim3(32, 3), 128, 0, ctx->stream,
@@ -333,7 +310,7 @@ int cuda_attn_mma_bwd(kn_ctx *ctx, const kn_attn_bwd *b)
         lanes *= 2;
     if (n > 0)
         LAUNCH(attn_mma_delta, (unsigned)((n * lanes + 255) / 256), 256, 0, ctx->stream, b->delta,
-               a.d_o, a.lddo, (const bf16_t *)b->o.p, b->o.ld, s->heads, s->head_dim, lanes, n);
+               a.d_o, a.lddo, a.o, a.ldo, s->heads, s->head_dim, lanes, n);
     return attn_mma_by_size(s->head_dim, [&](auto size) {
         constexpr int HD = decltype(size)::value;
         if (s->max_q > 0)

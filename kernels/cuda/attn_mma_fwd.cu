@@ -150,8 +150,8 @@ __device__ static inline void finish(const mma_fwd_args &a, const attn_at &at, i
 
 template <int HD> __global__ void __launch_bounds__(MMA_THREADS) attn_mma_fwd(mma_fwd_args a)
 {
-    const attn_at at = attn_sequence(a.s, blockIdx.z);
-    const int q0 = (int)(gridDim.x - 1 - blockIdx.x) * BM; /* the longest rows start first */
+    const attn_at at = attn_sequence(a.s, attn_seq(a.s));
+    const int q0 = attn_tile_last(a.s) * BM; /* the longest rows start first */
     const int h = blockIdx.y, hd = a.s.head_dim, lane = threadIdx.x & 31, window = a.s.window;
     const int warp0 = warp_number() * 16 * MT, row0 = q0 + warp0, at_key = row0 + at.shift;
     const float c = a.s.scale * LOG2E;
@@ -226,7 +226,7 @@ int cuda_attn_mma_fwd(kn_ctx *ctx, const kn_attn_fwd *f)
                             f->v.ld,
                             s->heads / s->kv_heads,
                             *s};
-    const dim3 grid((unsigned)((s->max_q + BM - 1) / BM), (unsigned)s->heads, (unsigned)s->n_seqs);
+    const dim3 grid = attn_grid(s->max_q, BM, s->heads, s->n_seqs);
 
     return attn_mma_by_size(s->head_dim, [&](auto size) {
         constexpr int HD = decltype(size)::value;

@@ -243,6 +243,40 @@ static void attention_prefix(void **state)
     }
 }
 
+/* More sequences than a grid's y or z holds, all but the first and the last empty. */
+static void attention_many(void **state)
+{
+    enum { MANY = 66000 };
+    const struct attn_case two = {
+        .n_seqs = 2, .lq = {5, 7}, .lk = {5, 9}, .heads = 1, .kv_heads = 1, .head_dim = 8};
+    struct kit *k = &kits[0];
+    struct attn_call few, many;
+    int32_t *cu = malloc((MANY + 1) * sizeof *cu);
+
+    (void)state;
+    assert_non_null(cu);
+    attn_make(k, &two, &few);
+    attn_make(k, &two, &many);
+    for (int q = 0; q < 2; q++) {
+        const int32_t *from = q ? many.cu_q : many.cu_k;
+        for (int i = 0; i <= MANY; i++)
+            cu[i] = from[i == 0 ? 0 : i < MANY ? 1 : 2];
+        *(q ? &many.shape.cu_q : &many.shape.cu_k) = kit_ints(k, cu, MANY + 1);
+    }
+    free(cu);
+    many.shape.n_seqs = MANY;
+    many.fwd.shape = many.bwd.shape = many.shape;
+    assert_int_equal(k->ops->attn_fwd(k->ctx, &few.fwd), 0);
+    assert_int_equal(k->ops->attn_bwd(k->ctx, &few.bwd), 0);
+    assert_int_equal(k->ops->attn_fwd(k->ctx, &many.fwd), 0);
+    assert_int_equal(k->ops->attn_bwd(k->ctx, &many.bwd), 0);
+    same_rows("o of many", k, &many.o, k, &few.o, 0);
+    same_rows("dq of many", k, &many.dq, k, &few.dq, 0);
+    same_rows("dk of many", k, &many.dk, k, &few.dk, 0);
+    same_rows("dv of many", k, &many.dv, k, &few.dv, 0);
+    kit_release(k, 0);
+}
+
 struct row_ops {
     struct kn_mat norm, rope, swiglu, gather, grad;
     float *lse, *logp;
@@ -412,6 +446,7 @@ int main(int argc, char **argv)
         cmocka_unit_test_setup_teardown(linear_gradients, open_kits, close_kits),
         cmocka_unit_test_setup_teardown(attention, open_kits, close_kits),
         cmocka_unit_test_setup_teardown(attention_prefix, open_kits, close_kits),
+        cmocka_unit_test_setup_teardown(attention_many, open_kits, close_kits),
         cmocka_unit_test_setup_teardown(row_operations, open_kits, close_kits),
         cmocka_unit_test_setup_teardown(optimiser, open_kits, close_kits),
         cmocka_unit_test(ranks),

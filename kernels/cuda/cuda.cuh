@@ -46,9 +46,28 @@ struct cuda_slot {
     cudaEvent_t filled, used; /* on the side stream; on the context's              */
 };
 
+/* Large: the bus is kept busy; small where it is simulated, so that tiny matrices take
+ * several and a ring's turn. A multiple of a block of 4-bit elements in every type. */
+#ifdef CUSIM
+enum { CUDA_RING = 4, CUDA_CHUNK = 16 << 10 };
+#else
+enum { CUDA_RING = 4, CUDA_CHUNK = 16 << 20 };
+#endif
+
+/* What loading holds (load.cu). */
+struct cuda_load {
+    void *host;          /* CUDA_RING chunks, pinned, until the context closes       */
+    cuda_buffer device;  /* as many                                                  */
+    cuda_buffer scratch; /* of one part of a weight                                 */
+    cudaEvent_t copied[CUDA_RING], used[CUDA_RING];
+    unsigned at;        /* the chunk used last                                      */
+    cudaEvent_t loaded; /* on the context's stream, after the last weight           */
+    struct fill *fill;
+};
+
 struct kn_ctx {
     int device;
-    cudaStream_t stream, side; /* side: fills slots                                */
+    cudaStream_t stream, side; /* side: fills slots, and the device's ring         */
     cublasLtHandle_t lt;
     enum kn_dtype compute;
     cuda_buffer workspace; /* cuBLASLt's                                           */
@@ -58,6 +77,7 @@ struct kn_ctx {
     cuda_buffer grad;      /* dA and dB of one call before they are added          */
     cuda_slot slots[CUDA_SLOTS];
     uint64_t turn;
+    cuda_load load;
 };
 
 /* n elements in 4 bits; all pointers to device memory (quant.cuh). */
@@ -108,6 +128,10 @@ int cuda_error(cudaError_t e, const char *file = __builtin_FILE(), int line = __
 int cuda_launched(const char *file = __builtin_FILE(), int line = __builtin_LINE());
 bool cuda_debug(void);
 int cuda_reserve(cuda_buffer *b, size_t bytes);
+/* Device memory, zeroed in the stream's order; cuda_alloc without its end of loading. */
+int cuda_take(kn_ctx *ctx, size_t bytes, void **ret_ptr);
+void cuda_load_end(cuda_load *l);   /* gives the device's memory back               */
+void cuda_load_close(cuda_load *l); /* and the host's                               */
 
 static inline size_t cuda_size(enum kn_dtype t)
 {

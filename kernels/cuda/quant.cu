@@ -202,12 +202,13 @@ __global__ void __launch_bounds__(QUANT_THREADS)
     }
 }
 
-template <class T> __global__ void fill_rows(T *w, int64_t ld, cuda_source s, int64_t k)
+template <class T>
+__global__ void fill_rows(T *w, int64_t ld, cuda_source s, int64_t first, int64_t k)
 {
-    const int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
+    const int64_t j = (int64_t)blockIdx.x * blockDim.x + threadIdx.x, i = first + j;
 
-    if (i < s.n)
-        w[i / k * ld + i % k] = fromf<T>(source_at(s, i));
+    if (j < s.n)
+        w[i / k * ld + i % k] = fromf<T>(source_at(s, j));
 }
 
 /* One row of n values. */
@@ -268,25 +269,34 @@ int cuda_quant4_map(cudaStream_t stream, const cuda_quant4 *q)
     return cuda_error(cudaMemcpyAsync(q->map, map.v, sizeof map.v, cudaMemcpyHostToDevice, stream));
 }
 
-int cuda_quant4_make(cudaStream_t stream, const cuda_quant4 *q, const cuda_source *s, float *absmax,
-                     const float *offset_in)
+int cuda_quant4_piece(cudaStream_t stream, const cuda_quant4 *q, const cuda_source *s,
+                      int64_t first, float *absmax)
 {
-    float *const exact = q->nested ? absmax : q->absmax;
-    int r = cuda_quant4_map(stream, q);
+    const int64_t blocks = (s->n + BLOCK - 1) / BLOCK;
+    float *const exact = (q->nested ? absmax : q->absmax) + first / BLOCK;
 
+    LAUNCH(block_absmax, grid(blocks, QUANT_THREADS / 32), QUANT_THREADS, 0, stream, exact, *s,
+           blocks);
+    LAUNCH(pack_codes, grid((s->n + 1) / 2, QUANT_THREADS), QUANT_THREADS, 0, stream,
+           q->packed + first / 2, exact, *s, q->type == KN_QUANT_NF4);
+    return cuda_launched();
+}
+
+int cuda_quant4_end(cudaStream_t stream, const cuda_quant4 *q, const float *absmax,
+                    const float *offset_in)
+{
+    int r;
+
+    if (!q->nested)
+        return 0;
+    r = cuda_quant4_map(stream, q);
     if (r)
         return r;
-    LAUNCH(block_absmax, grid(q->blocks, QUANT_THREADS / 32), QUANT_THREADS, 0, stream, exact, *s,
-           q->blocks);
-    if (q->nested) {
-        if (offset_in)
-            cudaMemcpyAsync(q->offset, offset_in, 4, cudaMemcpyHostToDevice, stream);
-        else
-            LAUNCH(mean_absmax, 1, QUANT_THREADS, 0, stream, q->offset, exact, q->blocks);
-        LAUNCH(nest_absmax, (unsigned)q->outer, OUTER, 0, stream, *q, exact);
-    }
-    LAUNCH(pack_codes, grid((q->n + 1) / 2, QUANT_THREADS), QUANT_THREADS, 0, stream, q->packed,
-           exact, *s, q->type == KN_QUANT_NF4);
+    if (offset_in)
+        cudaMemcpyAsync(q->offset, offset_in, 4, cudaMemcpyHostToDevice, stream);
+    else
+        LAUNCH(mean_absmax, 1, QUANT_THREADS, 0, stream, q->offset, absmax, q->blocks);
+    LAUNCH(nest_absmax, (unsigned)q->outer, OUTER, 0, stream, *q, absmax);
     return cuda_launched();
 }
 
@@ -304,15 +314,15 @@ int cuda_quant4_expand(cudaStream_t stream, const cuda_quant4 *q, void *w, kn_dt
     return cuda_launched();
 }
 
-int cuda_fill_rows(cudaStream_t stream, const cuda_source *s, void *w, kn_dtype t, int64_t ld,
-                   int64_t k)
+int cuda_fill_rows(cudaStream_t stream, const cuda_source *s, int64_t first, void *w, kn_dtype t,
+                   int64_t ld, int64_t k)
 {
     if (t == KN_BF16)
         LAUNCH(fill_rows<bf16_t>, grid(s->n, QUANT_THREADS), QUANT_THREADS, 0, stream, (bf16_t *)w,
-               ld, *s, k);
+               ld, *s, first, k);
     else
         LAUNCH(fill_rows<float>, grid(s->n, QUANT_THREADS), QUANT_THREADS, 0, stream, (float *)w,
-               ld, *s, k);
+               ld, *s, first, k);
     return cuda_launched();
 }
 
@@ -353,7 +363,9 @@ int cuda_quantize4(const kn_quantize4 *a)
     const size_t blocks = (size_t)m.q.blocks, outer = (size_t)m.q.outer;
     r = cuda_error(cudaMemcpy(m.x, a->x, (size_t)a->n * 4, cudaMemcpyHostToDevice));
     if (!r)
-        r = cuda_quant4_make(0, &m.q, &s, m.absmax, a->offset_in);
+        r = cuda_quant4_piece(0, &m.q, &s, 0, m.absmax);
+    if (!r)
+        r = cuda_quant4_end(0, &m.q, m.absmax, a->offset_in);
     if (!r)
         r = cuda_error(cudaMemcpy(a->packed, m.q.packed, bytes, cudaMemcpyDeviceToHost));
     if (!r)

@@ -1,5 +1,5 @@
 /* table.cu - the CUDA backend's context, memory and table. */
-#include "cuda.cuh"
+#include "load.cuh"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -35,9 +35,11 @@ int cuda_reserve(cuda_buffer *b, size_t bytes)
     cudaFree(b->p); /* waits for what still uses it */
     b->p = NULL;
     b->bytes = 0;
-    if (cudaMalloc(&b->p, bytes) != cudaSuccess) {
+    const cudaError_t e = cudaMalloc(&b->p, bytes);
+    if (e != cudaSuccess) {
+        b->p = NULL;
         (void)cudaGetLastError();
-        return -ENOMEM;
+        return cuda_error(e); /* or of what was queued before */
     }
     b->bytes = bytes;
     return 0;
@@ -115,6 +117,7 @@ void cuda_close(kn_ctx *ctx)
     if (ctx->stream)
         cudaStreamSynchronize(ctx->stream);
     close_slots(ctx);
+    cuda_load_close(&ctx->load);
     cudaFree(ctx->workspace.p);
     cudaFree(ctx->partial.p);
     cudaFree(ctx->x_ext.p);
@@ -146,15 +149,16 @@ int cuda_info(kn_ctx *ctx, kn_info *ret_info)
     return cuda_error(cudaMemGetInfo(&ret_info->mem_free, &ret_info->mem_total));
 }
 
-int cuda_alloc(kn_ctx *ctx, size_t bytes, void **ret_ptr)
+int cuda_take(kn_ctx *ctx, size_t bytes, void **ret_ptr)
 {
     void *p;
 
     if (bytes > (size_t)PTRDIFF_MAX - 256)
         return -ENOMEM;
-    if (cudaMalloc(&p, bytes ? bytes : 256) != cudaSuccess) {
+    const cudaError_t e = cudaMalloc(&p, bytes ? bytes : 256);
+    if (e != cudaSuccess) {
         (void)cudaGetLastError();
-        return -ENOMEM;
+        return cuda_error(e);
     }
     if (cudaMemsetAsync(p, 0, bytes ? bytes : 256, ctx->stream) != cudaSuccess) {
         cudaFree(p);
@@ -162,6 +166,12 @@ int cuda_alloc(kn_ctx *ctx, size_t bytes, void **ret_ptr)
     }
     *ret_ptr = p;
     return 0;
+}
+
+int cuda_alloc(kn_ctx *ctx, size_t bytes, void **ret_ptr)
+{
+    cuda_load_end(&ctx->load); /* weights are loaded first, if any: their ring may lie here */
+    return cuda_take(ctx, bytes, ret_ptr);
 }
 
 void cuda_free(kn_ctx *ctx, void *ptr)
@@ -180,6 +190,8 @@ int cuda_copy(kn_ctx *ctx, void *dst, const void *src, size_t bytes, kn_dir dir)
         return -EINVAL;
     if (bytes == 0)
         return 0;
+    if (dir == KN_TO_DEVICE && bytes > CUDA_CHUNK)
+        return cuda_load_copy(ctx, dst, src, bytes);
     r = cuda_error(cudaMemcpyAsync(dst, src, bytes, kinds[dir], ctx->stream));
     /* The host's buffer may be reused or read as soon as this returns. */
     if (!r && dir != KN_ON_DEVICE)

@@ -5,7 +5,10 @@
  * them. A hint (cuda_weight_soon) fills one while the products of the other run;
  * events order a slot's filling behind the last product that read it, and a product
  * behind the filling. Both ways run the same kernel over the same codes: the same bits. */
+#include "load.cuh"
 #include "quant.cuh"
+
+#include "../quant4.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -90,6 +93,8 @@ static int fill_slot(kn_ctx *ctx, cuda_slot *s, const kn_weight *w)
     char *to = (char *)s->buffer.p;
     int r = cuda_error(cudaStreamWaitEvent(ctx->side, s->used, 0));
 
+    if (!r)
+        r = cuda_load_wait(ctx);
     s->holds = NULL;
     for (int i = 0; i < w->n_parts && r == 0; i++) {
         r = cuda_quant4_expand(ctx->side, &w->parts[i], to, w->compute, w->ld, w->k, w->loaded);
@@ -145,52 +150,59 @@ int cuda_weight_give(kn_ctx *ctx, const kn_weight *w)
     return s ? cuda_error(cudaEventRecord(s->used, ctx->stream)) : 0;
 }
 
-/* One part by way of the device: into 4 bits at `store` when that is asked for, and
- * from there (or straight) into rows of the dense matrix at `to`, or not. */
+/* What a part in 4 bits needs beside its own memory while it is loaded: the exact scales,
+ * and the 4-bit form when it is not kept. */
+static int part_scratch(kn_ctx *ctx, const kn_weight_desc *d, int part, const kn_weight *w,
+                        cuda_quant4 *q, float **ret_absmax)
+{
+    const int64_t n = d->parts[part].n * d->k;
+    const size_t form = cuda_quant4_layout(q, n, d->quant, d->double_quant, NULL);
+    const size_t scales = ((size_t)q->blocks * sizeof(float) + 255) / 256 * 256;
+    const int r = cuda_reserve(&ctx->load.scratch, scales + (w->per_use ? 0 : form));
+
+    *ret_absmax = (float *)ctx->load.scratch.p;
+    if (w->per_use)
+        *q = w->parts[part];
+    else if (!r)
+        cuda_quant4_layout(q, n, d->quant, d->double_quant, (char *)ctx->load.scratch.p + scales);
+    return r;
+}
+
+/* One part, a chunk at a time: into 4 bits when that is asked for, and from there (or
+ * straight) into rows of the dense matrix at `to`, or not. Nothing waits for the device. */
 static int load_part(kn_ctx *ctx, const kn_weight_desc *d, int part, kn_weight *w, char *to)
 {
     const kn_weight_part *p = &d->parts[part];
-    const int64_t n = p->n * d->k;
-    const size_t data_bytes = ((size_t)n * cuda_size(p->dtype) + 255) / 256 * 256;
+    const int64_t n = p->n * d->k, step = CUDA_CHUNK / (int64_t)cuda_size(p->dtype);
+    const bool small = d->quant != KN_QUANT_NONE;
+    float *absmax = NULL;
     cuda_quant4 q = {};
-    size_t form = 0;
-    char *scratch = NULL;
-    int r = 0;
+    int r = small ? part_scratch(ctx, d, part, w, &q, &absmax) : 0;
 
-    if (d->quant != KN_QUANT_NONE)
-        form = cuda_quant4_layout(&q, n, d->quant, d->double_quant, NULL);
-    /* The data, the exact scales, and the 4-bit form when it is not kept. */
-    if (cudaMalloc((void **)&scratch, data_bytes + ((size_t)q.blocks * 4 + 255) / 256 * 256 +
-                                          (w->per_use ? 0 : form))) {
-        (void)cudaGetLastError();
-        return -ENOMEM;
+    static_assert(CUDA_CHUNK / 4 % KN_Q4_BLOCK == 0, "a chunk ends a block");
+    for (int64_t first = 0; first < n && !r; first += step) {
+        cuda_source s = {NULL, p->dtype, d->load_dtype, n - first < step ? n - first : step};
+        void *at = NULL;
+        r = cuda_load_chunk(ctx, (const char *)p->data + (size_t)first * cuda_size(p->dtype),
+                            (size_t)s.n * cuda_size(p->dtype), &at);
+        s.p = at;
+        if (!r)
+            r = small ? cuda_quant4_piece(ctx->stream, &q, &s, first, absmax)
+                      : cuda_fill_rows(ctx->stream, &s, first, to, w->compute, w->ld, w->k);
+        if (!r)
+            r = cuda_load_used(ctx);
     }
-    float *absmax = (float *)(scratch + data_bytes);
-    const cuda_source s = {scratch, p->dtype, d->load_dtype, n};
-    r = cuda_error(cudaMemcpyAsync(scratch, p->data, (size_t)n * cuda_size(p->dtype),
-                                   cudaMemcpyHostToDevice, ctx->stream));
-    if (!r && d->quant == KN_QUANT_NONE) {
-        r = cuda_fill_rows(ctx->stream, &s, to, w->compute, w->ld, w->k);
-    } else if (!r) {
-        if (w->per_use)
-            q = w->parts[part];
-        else
-            cuda_quant4_layout(&q, n, d->quant, d->double_quant,
-                               (char *)absmax + ((size_t)q.blocks * 4 + 255) / 256 * 256);
-        r = cuda_quant4_make(ctx->stream, &q, &s, absmax, NULL);
-        if (!r && !w->per_use)
-            r = cuda_quant4_expand(ctx->stream, &q, to, w->compute, w->ld, w->k, w->loaded);
-    }
-    if (!r)
-        r = cuda_error(cudaStreamSynchronize(ctx->stream));
-    cudaFree(scratch);
+    if (!r && small)
+        r = cuda_quant4_end(ctx->stream, &q, absmax, NULL);
+    if (!r && small && !w->per_use)
+        r = cuda_quant4_expand(ctx->stream, &q, to, w->compute, w->ld, w->k, w->loaded);
     return r;
 }
 
 static int load_parts(kn_ctx *ctx, const kn_weight_desc *d, kn_weight *w)
 {
     char *to = (char *)w->p, *store;
-    int r = cuda_alloc(ctx, cuda_weight_bytes(d, ctx->compute), &w->store);
+    int r = cuda_take(ctx, cuda_weight_bytes(d, ctx->compute), &w->store);
 
     if (r)
         return r;
@@ -205,6 +217,8 @@ static int load_parts(kn_ctx *ctx, const kn_weight_desc *d, kn_weight *w)
         if (to)
             to += (size_t)(d->parts[i].n * w->ld) * cuda_size(w->compute);
     }
+    if (!r)
+        r = cuda_load_done(ctx);
     if (!r && w->per_use)
         r = reserve_slots(ctx, cuda_slot_bytes(d, ctx->compute));
     return r;

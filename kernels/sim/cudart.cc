@@ -406,12 +406,19 @@ API cudaFree(void *p)
     drain_all();
     return dev_free(p) ? cudaSuccess : err(cudaErrorInvalidValue);
 }
-API cudaMallocHost(void **p, size_t n)
+API cudaHostAlloc(void **p, size_t n, unsigned)
 {
     Guard g(lock);
-    *p = malloc(n);
+    *p = aligned_alloc(4096, (n + 4095) & ~(size_t)4095); // whole pages, as the driver's
+    if (!*p)
+        return err(cudaErrorMemoryAllocation);
+    memset(*p, 0xff, n); // NaN: what was not written shows
     pinned[(char *)*p] = n;
     return cudaSuccess;
+}
+API cudaMallocHost(void **p, size_t n)
+{
+    return cudaHostAlloc(p, n, 0);
 }
 API cudaFreeHost(void *p)
 {

@@ -333,6 +333,142 @@ static void per_use(void **state)
     kit_close(&k);
 }
 
+/* x of part p of a large weight, exact in every type; as it is stored. */
+enum { LARGE_N = 250, LARGE_K = 136, LARGE_PARTS = 2, LARGE = LARGE_N * LARGE_K };
+
+static void *large_part(enum kn_dtype stored, int p, float *ret_x)
+{
+    char *data = malloc(LARGE * sizeof(float));
+
+    assert_non_null(data);
+    for (int i = 0; i < LARGE; i++) {
+        const bf16 b = bf16_from_f32((float)kit_value(81 + (uint64_t)p, 0, i));
+        ret_x[i] = f16_to_f32(f16_from_f32(bf16_to_f32(b)));
+        const bf16 again = bf16_from_f32(ret_x[i]);
+        const uint16_t half = f16_from_f32(ret_x[i]);
+        if (stored == KN_F32)
+            memcpy(data + (size_t)i * 4, &ret_x[i], 4);
+        else
+            memcpy(data + (size_t)i * 2, stored == KN_BF16 ? (const void *)&again : &half, 2);
+    }
+    return data;
+}
+
+/* What dequantize4 makes of x, which was quantised as a whole. */
+static void there_and_back(float *x)
+{
+    static uint8_t packed[LARGE / 2], codes[LARGE / 64 + 1];
+    static float absmax[LARGE / 64 + 1], outer[LARGE / 64 / 256 + 1];
+    float offset;
+
+    assert_int_equal(ops->quantize4(&(struct kn_quantize4){.x = x,
+                                                           .n = LARGE,
+                                                           .type = KN_QUANT_NF4,
+                                                           .nested = true,
+                                                           .packed = packed,
+                                                           .absmax = absmax,
+                                                           .absmax_q = codes,
+                                                           .nested_absmax = outer,
+                                                           .offset = &offset}),
+                     0);
+    assert_int_equal(ops->dequantize4(&(struct kn_dequantize4){.y = x,
+                                                               .n = LARGE,
+                                                               .type = KN_QUANT_NF4,
+                                                               .dtype = KN_F32,
+                                                               .packed = packed,
+                                                               .absmax = absmax,
+                                                               .absmax_q = codes,
+                                                               .nested_absmax = outer,
+                                                               .offset = offset}),
+                     0);
+}
+
+static void large_check(struct kit *k, const struct kn_mat *y, float x[][LARGE])
+{
+    for (int p = 0; p < LARGE_PARTS; p++)
+        for (int i = 0; i < LARGE; i++)
+            if (kit_get(k, y, i % LARGE_K, p * LARGE_N + i / LARGE_K) != (double)x[p][i])
+                fail_msg("part %d element %d", p, i);
+}
+
+/* Weights that a GPU takes in several pieces are what one piece gives; their data may go as
+ * soon as the call returns. Two of a kind: the first one's buffers serve the second, and
+ * nothing is allocated between its loading and its use. */
+static void large(void **state)
+{
+    static float x[LARGE_PARTS][LARGE];
+    struct kit k;
+
+    (void)state;
+    assert_true(kit_open(&k, backend, KN_F32, 1));
+    for (int i = 0; i < 9; i++) { /* stored as any type; as it is, in 4 bits, per use */
+        struct kn_weight_part parts[LARGE_PARTS];
+        const struct kn_weight_desc d = {.parts = parts,
+                                         .n_parts = LARGE_PARTS,
+                                         .k = LARGE_K,
+                                         .quant = i / 3 == 0 ? KN_QUANT_NONE : KN_QUANT_NF4,
+                                         .double_quant = true,
+                                         .load_dtype = KN_F32,
+                                         .no_backward = true,
+                                         .per_use = i / 3 == 2};
+        struct kn_mat eye = kit_mat(&k, LARGE_K, LARGE_K, KN_F32, 0, 0, 0.0);
+        struct kn_mat y = kit_mat(&k, LARGE_K, LARGE_PARTS * LARGE_N, KN_F32, 0, 0, 0.0);
+        struct kn_weight *w[2];
+        void *data[LARGE_PARTS];
+        for (int j = 0; j < LARGE_K; j++)
+            kit_set(&k, &eye, j, j, 1.0);
+        for (int p = 0; p < LARGE_PARTS; p++) {
+            data[p] = large_part((enum kn_dtype)(i % 3), p, x[p]);
+            parts[p] = (struct kn_weight_part){data[p], (enum kn_dtype)(i % 3), LARGE_N};
+        }
+        assert_int_equal(ops->weight_open(k.ctx, &d, &w[0]), 0);
+        assert_int_equal(ops->weight_open(k.ctx, &d, &w[1]), 0);
+        for (int p = 0; p < LARGE_PARTS; p++) {
+            memset(data[p], 0xff, (size_t)LARGE * (i % 3 == 0 ? 4 : 2));
+            free(data[p]);
+        }
+        assert_int_equal(
+            ops->linear_fwd(k.ctx, &(struct kn_linear_fwd){.y = y, .x = eye, .w = w[1]}), 0);
+        for (int p = 0; p < LARGE_PARTS && d.quant != KN_QUANT_NONE; p++)
+            there_and_back(x[p]);
+        large_check(&k, &y, x);
+        ops->weight_close(k.ctx, w[0]);
+        ops->weight_close(k.ctx, w[1]);
+        kit_release(&k, 0);
+    }
+    kit_close(&k);
+}
+
+/* Large copies to a device likewise, whatever was queued before them. */
+static void large_copies(void **state)
+{
+    enum { N = 70000, TURNS = 3 };
+    float *host = malloc(N * sizeof *host);
+    void *v[TURNS];
+    struct kit k;
+
+    (void)state;
+    assert_non_null(host);
+    assert_true(kit_open(&k, backend, KN_F32, 1));
+    for (int t = 0; t < TURNS; t++) {
+        assert_int_equal(ops->alloc(k.ctx, N * sizeof *host, &v[t]), 0);
+        for (int i = 0; i < N; i++)
+            host[i] = (float)(i + t);
+        assert_int_equal(ops->copy(k.ctx, v[t], host, N * sizeof *host, KN_TO_DEVICE), 0);
+        memset(host, 0xff, N * sizeof *host);
+    }
+    for (int t = 0; t < TURNS; t++) {
+        assert_int_equal(ops->copy(k.ctx, host, v[t], N * sizeof *host, KN_TO_HOST), 0);
+        assert_int_equal(ops->sync(k.ctx), 0);
+        for (int i = 0; i < N; i++)
+            if (host[i] != (float)(i + t))
+                fail_msg("copy %d element %d: %g", t, i, (double)host[i]);
+        ops->free(k.ctx, v[t]);
+    }
+    free(host);
+    kit_close(&k);
+}
+
 static int use(const char *name)
 {
     char why[256];
@@ -349,7 +485,7 @@ int main(int argc, char **argv)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(bytes),   cmocka_unit_test(thresholds), cmocka_unit_test(zeros_and_tails),
         cmocka_unit_test(nested),  cmocka_unit_test(halves),     cmocka_unit_test(weights),
-        cmocka_unit_test(per_use),
+        cmocka_unit_test(per_use), cmocka_unit_test(large),      cmocka_unit_test(large_copies),
     };
     int failed = 0;
 

@@ -5,6 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "proto/spec_near.h"
+
 enum { REASON_ROOM = 400, ENOUGH = 100 /* unknown keys */ };
 
 /* Is v one of the JSON list's values? */
@@ -125,8 +127,10 @@ static void flat_other(struct spec_flat *f, const struct spec_other *o, const js
 
 static void flat_unknown(const char *key, struct spec_sink *sink)
 {
-    const char *near = spec_key_nearest(key);
-    if (near)
+    const char *hint = spec_near_hint(key), *near = spec_near_key(key);
+    if (hint)
+        spec_sink_add(sink, key, "%.100s: unknown key; %s", key, hint);
+    else if (near)
         spec_sink_add(sink, key, "%.100s: unknown key; did you mean %s?", key, near);
     else
         spec_sink_add(sink, key, "%.100s: unknown key; docs/JOB_FILE.md lists all keys", key);

@@ -4,7 +4,6 @@
  * exceptions and their reasons stand in docs/JOB_FILE.md. */
 #include "proto/spec_key.h"
 
-#include <limits.h>
 #include <string.h>
 
 const struct spec_word spec_method_words[] = {{"sft", SPEC_SFT}, {"dpo", SPEC_DPO}, {NULL, 0}};
@@ -148,71 +147,4 @@ const struct spec_other *spec_other_find(const char *name)
         if (strcmp(spec_others[i].name, name) == 0)
             return &spec_others[i];
     return NULL;
-}
-
-/* Edit distance with transpositions (optimal string alignment); big when longer
- * than what a key can be. */
-static int distance(const char *a, const char *b)
-{
-    enum { MAX = 48 };
-    int d[3][MAX + 1];
-    size_t n = strlen(a), m = strlen(b);
-    if (n > MAX || m > MAX)
-        return INT_MAX;
-    for (size_t j = 0; j <= m; j++)
-        d[0][j] = (int)j;
-    for (size_t i = 1; i <= n; i++) {
-        int *now = d[i % 3], *was = d[(i + 2) % 3], *before = d[(i + 1) % 3];
-        now[0] = (int)i;
-        for (size_t j = 1; j <= m; j++) {
-            int best = was[j - 1] + (a[i - 1] != b[j - 1]);
-            if (was[j] + 1 < best)
-                best = was[j] + 1;
-            if (now[j - 1] + 1 < best)
-                best = now[j - 1] + 1;
-            if (i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] &&
-                before[j - 2] + 1 < best)
-                best = before[j - 2] + 1;
-            now[j] = best;
-        }
-    }
-    return d[n % 3][m];
-}
-
-static void nearer(const char *name, const char *candidate, int *best, const char **ret)
-{
-    int d = distance(name, candidate);
-    if (d < *best) {
-        *best = d;
-        *ret = candidate;
-    }
-}
-
-static int reach(const char *name)
-{
-    size_t n = strlen(name);
-    return n < 4 ? 2 : n < 9 ? 3 : (int)(n / 3) + 1; /* exclusive */
-}
-
-const char *spec_nearest(const char *name, const char *const *list, size_t n)
-{
-    const char *found = NULL;
-    int best = reach(name);
-    for (size_t i = 0; i < n; i++)
-        nearer(name, list[i], &best, &found);
-    return found;
-}
-
-const char *spec_key_nearest(const char *name)
-{
-    const char *found = NULL;
-    int best = reach(name);
-    for (size_t i = 0; i < spec_n_keys; i++)
-        if (!spec_keys[i].derived)
-            nearer(name, spec_keys[i].name, &best, &found);
-    for (size_t i = 0; i < spec_n_aliases; i++)
-        nearer(name, spec_aliases[i].name, &best, &found);
-    for (size_t i = 0; i < spec_n_others; i++)
-        nearer(name, spec_others[i].name, &best, &found);
-    return found;
 }

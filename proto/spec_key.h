@@ -12,7 +12,7 @@
 enum spec_kind {
     SPEC_KIND_BOOL,
     SPEC_KIND_BOOL_AUTO, /* two bools: the value, and whether it is "auto" instead */
-    SPEC_KIND_INT, /* int in struct spec                       */
+    SPEC_KIND_INT,       /* int in struct spec                       */
     SPEC_KIND_INT64,
     SPEC_KIND_UINT64, /* 0 .. 2^63-1: what JSON integers hold     */
     SPEC_KIND_REAL,
@@ -80,10 +80,5 @@ extern const struct spec_word spec_method_words[];
 const struct spec_key *spec_key_find(const char *name);
 const struct spec_other *spec_other_find(const char *name);
 const char *spec_word_text(const struct spec_word *words, int value);
-
-/* The known name nearest to `name` by edit distance, or NULL if none is near. */
-const char *spec_key_nearest(const char *name);
-/* The same over a list of n words. */
-const char *spec_nearest(const char *name, const char *const *list, size_t n);
 
 #endif

@@ -56,6 +56,7 @@ const size_t spec_n_aliases = sizeof spec_aliases / sizeof spec_aliases[0];
 #define ADAPTER "alignd trains LoRA adapters only"
 #define PLAIN   "alignd trains with sigmoid DPO: leave it out"
 #define ONCE    "reference log-probs are always computed once, per token, before they are needed"
+#define FOLDER  "told from the model's folder"
 #define EPOCHS  "write the number of steps"
 
 const struct spec_other spec_others[] = {
@@ -164,6 +165,26 @@ const struct spec_other spec_others[] = {
     {"save_on_each_node", NULL, "a run is on one machine"},
     {"save_safetensors", "[true]", "alignd writes safetensors only: leave it out"},
     {"gradient_checkpointing_use_reentrant", NULL, PLANNED},
+    {"model_type", NULL, FOLDER},
+    {"type_of_model", NULL, FOLDER},
+    {"tokenizer_type", NULL, FOLDER},
+    {"strict", NULL, "alignd's loader always is"},
+    {"low_cpu_mem_usage", NULL, "weights are read in place"},
+    {"use_fast_tokenizer", NULL, LOADER},
+    {"tokenizer_use_fast", NULL, LOADER},
+    {"shuffle_merged_datasets", NULL, "the order of every epoch is drawn from data_seed anyway"},
+    {"use_unsloth", NULL, OWN},
+    {"use_unsloth_gc", NULL, PLANNED},
+    {"lora_mlp_kernel", NULL, OWN},
+    {"lora_qkv_kernel", NULL, OWN},
+    {"lora_o_kernel", NULL, OWN},
+    {"lora_embedding_kernel", NULL, OWN},
+    {"eager_attention", NULL, OWN},
+    {"ddp", NULL, TORCH},
+    {"device_map", NULL, TORCH},
+    {"include_tokens_per_second", NULL, "tokens_per_second is always reported"},
+    {"include_tkps", NULL, "tokens_per_second is always reported"},
+    {"use_tensorboard", NULL, REPORT},
 
     /* changes the result: only the values listed, which change nothing */
     {"use_peft", "[true]", ADAPTER ": use_peft: true, or leave it out"},
@@ -301,5 +322,21 @@ const struct spec_other spec_others[] = {
     {"fsdp_config", "[null,{}]", "alignd has its own ranks: devices: N"},
     {"accelerator_config", "[null,{}]", "alignd has its own ranks: devices: N"},
     {"parallelism_config", "[null,{}]", "alignd has its own ranks: devices: N"},
+    {"peft_type", "[\"LORA\"]", ADAPTER ": leave it out"},
+    {"task_type", "[\"CAUSAL_LM\"]", "alignd trains causal language models only"},
+    {"inference_mode", "[false]", "an alignd job always trains: leave it out"},
+    {"fan_in_fan_out", "[false,null]",
+     "the models alignd reads have no transposed weights: leave it out"},
+    {"lora_fan_in_fan_out", "[false,null]",
+     "the models alignd reads have no transposed weights: leave it out"},
+    {"exclude_modules", "[null,[]]", "write lora_target_modules"},
+    {"special_tokens", "[null,{}]", "the tokenizer's own special tokens are used: leave it out"},
+    {"dataset_config", "[null]", "write train: [{path: FILE}] with a local file"},
+    {"dataset_train_split", "[\"train\"]", "write train: [{path: FILE}] with that split's file"},
+    {"dataset_test_split", "[\"test\"]", "write eval: [{path: FILE}] with that split's file"},
+    {"dataset_streaming", "[false]", "files are read whole: leave it out"},
+    {"streaming", "[null,false]", "files are read whole: leave it out"},
+    {"plugins", "[null,[]]", "alignd has no plugins: leave it out"},
+    {"merge_lora", "[null,false]", "the result is the adapter: leave it out"},
 };
 const size_t spec_n_others = sizeof spec_others / sizeof spec_others[0];

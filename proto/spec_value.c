@@ -8,6 +8,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "proto/spec_near.h"
+
 enum { TEXT_ROOM = 512, PATH_ROOM = 256 };
 
 static void sink_text(struct spec_sink *sink, const char *path, bool warning, const char *fmt,
@@ -41,7 +43,7 @@ const char *spec_value_show(const json_t *v, char *buf, size_t room)
         (void)snprintf(buf, room, "%g", json_real_value(v));
         return buf;
     }
-    char *text = json_dumps(v, JSON_ENCODE_ANY | JSON_COMPACT);
+    char *text = json_dumps(v, JSON_ENCODE_ANY | JSON_COMPACT | JSON_REAL_PRECISION(9));
     (void)snprintf(buf, room, "%.60s%s", text ? text : "?", text && strlen(text) > 60 ? "..." : "");
     free(text);
     return buf;
@@ -55,12 +57,14 @@ static void word_list(const struct spec_word *words, char *buf, size_t room)
         n += (size_t)snprintf(buf + n, room - n, "%s%s", n ? ", " : "", words->text);
 }
 
-static json_t *check_bool(const char *path, const json_t *v, struct spec_sink *sink)
+static json_t *check_bool(const char *path, const json_t *v, bool or_auto, struct spec_sink *sink)
 {
     char buf[128];
+    const char *s = json_string_value(v);
     if (json_is_boolean(v))
         return json_boolean(json_is_true(v));
-    const char *s = json_string_value(v);
+    if (or_auto && s && strcmp(s, "auto") == 0)
+        return json_string("auto");
     static const char *const old[] = {"yes", "no", "on", "off", "Yes", "No", "On", "Off", "y", "n"};
     for (size_t i = 0; s && i < sizeof old / sizeof old[0]; i++) {
         if (strcmp(s, old[i]) == 0) {
@@ -69,8 +73,8 @@ static json_t *check_bool(const char *path, const json_t *v, struct spec_sink *s
             return NULL;
         }
     }
-    spec_sink_add(sink, path, "%s: must be true or false, not %s", path,
-                  spec_value_show(v, buf, sizeof buf));
+    spec_sink_add(sink, path, "%s: must be true%s false%s, not %s", path, or_auto ? "," : " or",
+                  or_auto ? " or auto" : "", spec_value_show(v, buf, sizeof buf));
     return NULL;
 }
 
@@ -182,7 +186,7 @@ static bool check_module(const char *path, const char *s, struct spec_sink *sink
         spec_sink_add(sink, path, "%s: LoRA on %s is not supported: leave it out", path, last);
         return false;
     }
-    const char *near = spec_nearest(last, linears, N);
+    const char *near = spec_near_word(last, linears, N);
     spec_sink_add(sink, path,
                   near ? "%s: no linear is called %.60s; did you mean %s?"
                        : "%s: no linear is called %.60s; there are q_proj, k_proj, v_proj, o_proj, "
@@ -270,12 +274,17 @@ static void check_source_keys(const char *path, const json_t *v, struct spec_sin
             continue;
         char at[PATH_ROOM];
         (void)snprintf(at, sizeof at, "%s.%.100s", path, key);
-        const char *near = spec_nearest(key, names, N_SOURCE_KEYS);
-        spec_sink_add(sink, at,
-                      near ? "%s: unknown key; did you mean %s?"
-                           : "%s: unknown key; an entry has path, format, preference, "
-                             "template, samples%s",
-                      at, near ? near : "");
+        const char *near = spec_near_word(key, names, N_SOURCE_KEYS);
+        const char *hint = spec_near_entry_hint(key);
+        if (hint)
+            spec_sink_add(sink, at, "%s: unknown key; %s", at, hint);
+        else if (near)
+            spec_sink_add(sink, at, "%s: unknown key; did you mean %s?", at, near);
+        else
+            spec_sink_add(sink, at,
+                          "%s: unknown key; an entry has path, format, preference, template, "
+                          "samples",
+                          at);
     }
 }
 
@@ -353,7 +362,7 @@ static json_t *check_eval(const char *path, const json_t *v, struct spec_sink *s
         if (strcmp(key, "split_from_train") == 0) {
             n = check_whole(&split, at, value, sink);
         } else {
-            const char *near = spec_nearest(key, names, 1);
+            const char *near = spec_near_word(key, names, 1);
             spec_sink_add(sink, at, "%s: unknown key; %s", at,
                           near ? "did you mean split_from_train?"
                                : "write {split_from_train: N} or a list of entries like train:");
@@ -372,11 +381,9 @@ json_t *spec_value_check(const struct spec_key *k, const json_t *v, struct spec_
     double d;
     switch (k->kind) {
     case SPEC_KIND_BOOL:
-        return check_bool(k->name, v, sink);
+        return check_bool(k->name, v, false, sink);
     case SPEC_KIND_BOOL_AUTO:
-        return json_is_string(v) && strcmp(json_string_value(v), "auto") == 0
-                   ? json_string("auto")
-                   : check_bool(k->name, v, sink);
+        return check_bool(k->name, v, true, sink);
     case SPEC_KIND_INT:
     case SPEC_KIND_INT64:
     case SPEC_KIND_UINT64:

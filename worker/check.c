@@ -141,7 +141,7 @@ static size_t memory_for_rank(const struct check *c)
     if (c->devices.ops->open(&(struct kn_open){.threads = 1, .compute = KN_F32}, &ctx) == 0)
         (void)c->devices.ops->info(ctx, &info);
     c->devices.ops->close(ctx);
-    return info.mem_free / (size_t)(c->spec->devices > 0 ? c->spec->devices : 1);
+    return info.mem_free / (size_t)(c->spec->devices > 1 ? c->spec->devices : 1);
 }
 
 static void set_memory(struct check *c, const struct memory_plan *m)
@@ -174,7 +174,8 @@ static void set_plan(struct check *c, const struct dataset *d, const struct mode
                                        .data = d,
                                        .params = parameters,
                                        .gpu = c->devices.gpu,
-                                       .free = memory_for_rank(c)};
+                                       .free = memory_for_rank(c),
+                                       .sharing = c->devices.gpu ? 1 : c->spec->devices};
         if (memory_choose(&ask, &memory, &err) < 0) {
             problem(c, NULL, err.text);
         } else {

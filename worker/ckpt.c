@@ -13,6 +13,7 @@
 #include "proto/sha256.h"
 #include "worker/ckpt_state.h"
 #include "worker/safetensors.h"
+#include "worker/tokenizer_files.h"
 
 static int write_state(int fd, const struct ckpt_save *s)
 {
@@ -48,8 +49,10 @@ static int write_all(int fd, const struct ckpt_save *s, struct err *err)
 
     if (r < 0)
         return r;
-    r = atomic_file_replace(fd, "trainer_state.json",
-                            &(struct span){s->trainer_state, s->trainer_state_bytes}, 1);
+    r = tokenizer_files_link(s->dir, fd);
+    if (r == 0)
+        r = atomic_file_replace(fd, "trainer_state.json",
+                                &(struct span){s->trainer_state, s->trainer_state_bytes}, 1);
     if (r == 0)
         r = write_state(fd, s);
     if (r == 0 && fsync(fd) < 0)

@@ -103,8 +103,10 @@ static int try_budget(const struct memory_ask *a, int64_t budget, struct memory_
                       bool *found, struct err *err)
 {
     struct spec spec = *a->spec;
-    struct memory_plan m = {
-        .layers = a->config->layers, .free = a->free, .logits_bytes = a->gpu ? LOGITS_GPU : 0};
+    struct memory_plan m = {.layers = a->config->layers,
+                            .free = a->free,
+                            .sharing = a->sharing,
+                            .logits_bytes = a->gpu ? LOGITS_GPU : 0};
 
     spec.token_budget = budget;
     const int r = plan_make(&spec, a->data, a->frozen_budget, &m.plan, err);
@@ -184,16 +186,18 @@ static const char *bytes_text(size_t bytes, char text[16])
 
 void memory_text(const struct memory_plan *m, char *text, size_t size)
 {
-    char layers[64] = "all activations kept", b[6][16], process[32] = "";
+    char layers[64] = "all activations kept", b[6][16], process[32] = "", share[40] = "";
 
     if (m->recompute > 0)
         snprintf(layers, sizeof layers, "%lld of %lld layers computed again",
                  (long long)m->recompute, (long long)m->layers);
+    if (m->sharing > 1)
+        snprintf(share, sizeof share, " (1/%d of this machine's)", m->sharing);
     if (m->process > 0)
         snprintf(process, sizeof process, ", process %s", bytes_text(m->process, b[5]));
     snprintf(text, size,
-             "%s of %s free: weights %s%s, micro-batches of %lld tokens %s (%s), adapter %s%s",
-             bytes_text(m->need, b[0]), bytes_text(m->free, b[1]),
+             "%s of %s free%s: weights %s%s, micro-batches of %lld tokens %s (%s), adapter %s%s",
+             bytes_text(m->need, b[0]), bytes_text(m->free, b[1]), share,
              bytes_text(m->engine.weights, b[2]),
              m->per_use ? " (dequantised for each product)" : "", (long long)m->plan.max_tokens,
              bytes_text(m->need - m->engine.weights - m->adapter - m->process, b[3]), layers,

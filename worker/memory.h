@@ -24,6 +24,7 @@ struct memory_ask {
     bool gpu;              /* device memory is not the host's                       */
     bool joined;           /* what joins the ranks' devices lies there already       */
     size_t free;           /* for this rank, before anything of it lies there       */
+    int sharing;           /* ranks among which the host's memory was divided; 0, 1: none */
     int64_t frozen_budget; /* of the checkpoint resumed from; 0: none               */
 };
 
@@ -37,6 +38,7 @@ struct memory_plan {
     size_t rest;    /* buffers of a step, data                                       */
     size_t process; /* of the host's memory: what any rank takes, whatever it trains  */
     size_t need, free;
+    int sharing; /* memory_ask's */
 };
 
 /* -ENOMEM: nothing fits; err has the figures and what would. -EINVAL as plan_make. */

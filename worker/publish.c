@@ -10,21 +10,7 @@
 
 #include "proto/atomic_file.h"
 #include "worker/history.h"
-#include "worker/model_file.h"
-
-enum { TOKENIZER_FILE_MOST = 256 << 20 };
-
-static const char *const tokenizer_files[] = {
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
-};
+#include "worker/tokenizer_files.h"
 
 static int put(const struct publish *p, const char *name, const void *data, size_t bytes,
                struct err *err)
@@ -41,27 +27,6 @@ static int put_text(const struct publish *p, const char *name, struct text_out *
                                : put(p, name, t->p, t->bytes, err);
 
     text_out_free(t);
-    return r;
-}
-
-static int copy_tokenizer(const struct publish *p, struct err *err)
-{
-    const char *from = p->spec->model_dir;
-    int r = 0;
-
-    for (size_t i = 0; r == 0 && i < sizeof tokenizer_files / sizeof tokenizer_files[0]; i++) {
-        char *text = NULL;
-        size_t bytes = 0;
-
-        r = model_file_read(from, tokenizer_files[i], TOKENIZER_FILE_MOST, &text, &bytes, err);
-        if (r == -ENOENT) {
-            r = 0;
-            continue;
-        }
-        if (r == 0)
-            r = put(p, tokenizer_files[i], text, bytes, err);
-        free(text);
-    }
     return r;
 }
 
@@ -192,7 +157,7 @@ int publish_run(const struct publish *p, struct err *err)
     if (r == 0)
         r = lora_save(p->adapter, p->model, p->spec, p->dir->fd, err);
     if (r == 0)
-        r = copy_tokenizer(p, err);
+        r = tokenizer_files_copy(p->spec->model_dir, p->dir->fd, p->dir->path, err);
     if (r == 0)
         r = put(p, "spec.yaml", user, strlen(user), err);
     if (r == 0)

@@ -14,6 +14,7 @@
 #include "worker/publish.h"
 #include "worker/report.h"
 #include "worker/step.h"
+#include "worker/tokenizer_files.h"
 #include "worker/trainer.h"
 
 struct run {
@@ -192,16 +193,20 @@ static void say_plan(const struct run *r)
              (long long)p->warmup, (long long)p->token_budget, r->t.data->longest);
 }
 
-/* Which rows are used can be looked up while the run trains, and when it fails. No step
- * depends on it, so a full disk is only said. */
+/* Which rows are used can be looked up while the run trains, and when it fails; the
+ * tokenizer's files are there for the checkpoints. No step depends on either, so a full
+ * disk is only said. */
 static void say_rows(const struct run *r)
 {
+    const struct publish p = {.dir = &r->dir, .spec = r->spec, .data = r->t.data};
     struct err err = {0};
 
-    if (leads(r) &&
-        publish_rows(&(struct publish){.dir = &r->dir, .spec = r->spec, .data = r->t.data}, &err) <
-            0)
+    if (!leads(r))
+        return;
+    if (publish_rows(&p, &err) < 0)
         log_warn("rows", "error=\"%s\"", err.text);
+    if (tokenizer_files_keep(r->spec->model_dir, &r->dir, &err) < 0)
+        log_warn("tokenizer", "checkpoints go without its files: %s", err.text);
 }
 
 static int start(struct run *r, struct err *err)

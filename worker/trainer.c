@@ -53,7 +53,8 @@ static int open_backend(struct trainer *t, const struct trainer_opts *o, struct 
     if (o->uuid && strcasecmp(o->uuid + 4, t->info.uuid + 4) != 0)
         return err_set(err, -ENODEV, "this rank was given %s and got %s", o->uuid, t->info.uuid);
     /* Ranks on processors share the host's memory. */
-    t->free = t->info.mem_free / (t->info.uuid[0] ? 1 : t->ranks);
+    t->sharing = t->info.uuid[0] ? 1 : o->coll ? t->ranks : o->as_of > 1 ? o->as_of : 1;
+    t->free = t->info.mem_free / t->sharing;
     return 0;
 }
 
@@ -143,6 +144,7 @@ struct memory_ask trainer_ask(const struct trainer *t, int64_t frozen_budget)
                                .gpu = t->info.uuid[0] != '\0',
                                .joined = true,
                                .free = t->free,
+                               .sharing = (int)t->sharing,
                                .frozen_budget = frozen_budget};
 }
 

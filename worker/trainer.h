@@ -31,6 +31,7 @@ struct trainer {
     struct engine *engine; /* NULL until trainer_plan */
     struct memory_plan memory;
     struct plan plan; /* memory.plan */
+    uint32_t sharing; /* ranks that the host's memory is for; 1 on a GPU             */
     size_t free;      /* the device's, before anything of ours lay there; the least of
                          all ranks'                                                   */
     struct sampler sampler;
@@ -50,6 +51,7 @@ struct trainer_opts {
     struct coll *coll;          /* NULL: one rank                                    */
     const struct dataset *data; /* read already, borrowed; NULL: read the spec's     */
     const char *uuid;           /* GPU: the one this rank was given; NULL: the first  */
+    uint32_t as_of;             /* without coll: plans as one of so many ranks on this host */
 };
 
 /* Opens the backend, the model, the data set (equal on every rank, or an error) and

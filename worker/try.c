@@ -256,6 +256,7 @@ int try_run(const struct spec *spec, const struct device_set *devices, int threa
     const struct trainer_opts o = {.spec = spec,
                                    .backend = devices->backend,
                                    .uuid = devices->gpu ? devices->v[0].uuid : NULL,
+                                   .as_of = spec->devices > 1 ? (uint32_t)spec->devices : 1,
                                    .threads = threads};
     struct trainer t;
     int r = trainer_open(&t, &o, err);

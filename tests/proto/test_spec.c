@@ -12,6 +12,7 @@
 
 #include "proto/spec.h"
 #include "proto/spec_key.h"
+#include "proto/spec_near.h"
 #include "proto/spec_yaml.h"
 
 static char dir[64]; /* holds m/config.json and a cache */
@@ -139,6 +140,16 @@ static const struct bad bads[] = {
     {HEAD "beta: 0.1\nbeta: 0.2\n", 5, "duplicate"},
     {HEAD "learning_rat: 1e-5\n", 4, "did you mean learning_rate?"},
     {HEAD "zzzzzz: 1\n", 4, "unknown key; docs/JOB_FILE.md"},
+    {HEAD "lr: 1e-5\n", 4, "lr: unknown key; write learning_rate"},
+    {HEAD "LR: 1e-5\n", 4, "LR: unknown key; write learning_rate"},
+    {HEAD "batch-size: 8\n", 4, "write train_batch_size (one optimizer step"},
+    {HEAD "warmup: 10\n", 4, "write warmup_steps (a count) or warmup_ratio"},
+    {HEAD "learning-rate: 1e-5\n", 4, "did you mean learning_rate?"},
+    {HEAD "sequence_lenn: 512\n", 4, "did you mean max_length?"},
+    {HEAD "train_on_input: true\n", 4, "did you mean train_on_inputs?"},
+    {HEAD "nested_quant: true\n", 4, "unknown key; docs/JOB_FILE.md"},
+    {HEAD "max_grad: 1\n", 4, "did you mean max_grad_norm?"},
+    {HEAD "special_tokens: {bos_token: x}\n", 4, "leave it out"},
     {HEAD "load_in_4bit: yes\n", 4, "`yes` is a text in YAML 1.2"},
     {HEAD "load_in_4bit: \"true\"\n", 4, "must be true or false"},
     {HEAD "learning_rate: \"5e-5\"\n", 4, "without quotes"},
@@ -204,6 +215,10 @@ static const struct bad bads[] = {
     {"method: dpo\nmodel_name_or_path: m\ntrain:\n  - path: d\n    format: hh\n", 5, "one of auto"},
     {"method: dpo\nmodel_name_or_path: m\ntrain:\n  - path: d\n    sample: 5\n", 5,
      "did you mean samples?"},
+    {"method: dpo\nmodel_name_or_path: m\ntrain:\n  - path: d\n    type: chatml\n", 5,
+     "write format (the keys of a row) or template"},
+    {"method: dpo\nmodel_name_or_path: m\ntrain:\n  - path: d\n    zzz: 1\n", 5,
+     "an entry has path, format, preference, template, samples"},
     {"method: dpo\nmodel_name_or_path: m\ntrain:\n  - path: d\n    format: pku\n", 4,
      "better or safe"},
     {"method: dpo\nmodel_name_or_path: m\ntrain:\n  - {path: d, format: text}\n", 4,
@@ -559,6 +574,31 @@ static void test_document(void **state)
     }
 }
 
+/* What is said of other programs' names names keys that are there; no guess is made where
+ * most letters differ. */
+static void test_hints(void **state)
+{
+    (void)state;
+    static const char *const far[] = {"lrx", "x", "ab", "zz", "abc", "", "2fa", "gpt"};
+    for (size_t i = 0; i < spec_n_hints; i++) {
+        const struct spec_hint *h = &spec_hints[i];
+        char key[64];
+        assert_true(!spec_key_find(h->name) || spec_key_find(h->name)->derived);
+        assert_null(spec_other_find(h->name));
+        for (size_t k = 0; k < spec_n_aliases; k++)
+            assert_string_not_equal(spec_aliases[k].name, h->name);
+        for (size_t k = i + 1; k < spec_n_hints; k++)
+            assert_string_not_equal(spec_hints[k].name, h->name);
+        if (sscanf(h->says, "write %63[a-z0-9_]", key) == 1 && !spec_key_find(key))
+            fail_msg("%s: %s is no key", h->name, key);
+    }
+    for (size_t i = 0; i < ARRAY_LEN(far); i++)
+        if (spec_near_key(far[i]))
+            fail_msg("%s: %s?", far[i], spec_near_key(far[i]));
+    assert_string_equal(spec_near_key("rl2"), "method");
+    assert_null(spec_near_key("a_name_longer_than_any_key_could_be_in_any_job_file"));
+}
+
 /* Aliases lead to keys that are there, and no name stands in two tables. */
 static void test_tables(void **state)
 {
@@ -589,17 +629,12 @@ static void test_tables(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_tables),
-        cmocka_unit_test(test_refused),
-        cmocka_unit_test(test_every_problem_at_once),
-        cmocka_unit_test(test_defaults),
-        cmocka_unit_test(test_values),
-        cmocka_unit_test(test_names_of_others),
-        cmocka_unit_test(test_sets),
-        cmocka_unit_test(test_anchors),
-        cmocka_unit_test(test_round_trip),
-        cmocka_unit_test(test_cache),
-        cmocka_unit_test(test_document),
+        cmocka_unit_test(test_tables),          cmocka_unit_test(test_hints),
+        cmocka_unit_test(test_refused),         cmocka_unit_test(test_every_problem_at_once),
+        cmocka_unit_test(test_defaults),        cmocka_unit_test(test_values),
+        cmocka_unit_test(test_names_of_others), cmocka_unit_test(test_sets),
+        cmocka_unit_test(test_anchors),         cmocka_unit_test(test_round_trip),
+        cmocka_unit_test(test_cache),           cmocka_unit_test(test_document),
     };
     return cmocka_run_group_tests_name("spec", tests, setup, teardown);
 }

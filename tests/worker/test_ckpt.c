@@ -11,6 +11,7 @@
 #include "tests/support/tiny_model.h"
 #include "worker/ckpt_state.h"
 #include "worker/history.h"
+#include "worker/tokenizer_files.h"
 
 static const struct tiny_model tiny = {.hidden = 32,
                                        .layers = 2,
@@ -202,6 +203,42 @@ static void comes_back_to_the_bit(void **state)
     assert_true(is_there(w, "checkpoint-7/trainer_state.json"));
     /* an attempt does not look at itself or at later ones */
     assert_int_equal(find(w, 1, &note), -1);
+}
+
+/* The tokenizer's files of the start, by name, though the model's folder has lost them. */
+static void holds_the_tokenizer(void **state)
+{
+    struct world *w = *state;
+    struct err err = {""};
+    struct rundir d;
+    struct stat kept, got;
+    const char *const model_file = temp_dir_path(&w->model_dir, "tokenizer.json");
+    size_t bytes;
+    char *text;
+
+    save(w, 1, 6, 0); /* none were kept: none there, and no failure */
+    assert_false(is_there(w, "checkpoint-6/tokenizer.json"));
+
+    spill(model_file, "{\"a\": 1}", 8);
+    spill(temp_dir_path(&w->model_dir, "chat_template.jinja"), "x", 1);
+    if (rundir_open(&d, w->run_dir.path, 1, &err) < 0 ||
+        tokenizer_files_keep(w->model_dir.path, &d, &err) < 0 ||
+        tokenizer_files_keep(w->model_dir.path, &d, &err) < 0)
+        fail_msg("%s", err.text);
+    rundir_close(&d);
+    assert_int_equal(unlink(temp_dir_path(&w->model_dir, "tokenizer.json")), 0);
+    save(w, 1, 7, 1); /* and 6 goes */
+    text = slurp(temp_dir_path(&w->run_dir, "checkpoint-7/tokenizer.json"), &bytes);
+    assert_int_equal(bytes, 8);
+    assert_memory_equal(text, "{\"a\": 1}", 8);
+    free(text);
+    assert_true(is_there(w, "checkpoint-7/chat_template.jinja"));
+    assert_false(is_there(w, "checkpoint-7/tokenizer.model"));
+    assert_int_equal(stat(temp_dir_path(&w->run_dir, "attempts/1/tokenizer/tokenizer.json"), &kept),
+                     0);
+    assert_int_equal(stat(temp_dir_path(&w->run_dir, "checkpoint-7/tokenizer.json"), &got), 0);
+    assert_true(kept.st_ino == got.st_ino);
+    assert_false(is_there(w, "attempts/1/checkpoint-6"));
 }
 
 /* Every prefix and every flipped byte of the small file; a sample of the large one. */
@@ -481,12 +518,12 @@ static void trainer_state_is_json(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        TEST(comes_back_to_the_bit),          TEST(torn_files_are_not_taken),
-        TEST(newest_of_all_attempts),         TEST(limit_keeps_the_newest),
-        TEST(limit_counts_all_attempts),      TEST(later_attempt_fences),
-        TEST(failed_write_keeps_the_old_one), TEST(link_never_replaces_a_folder),
-        TEST(other_runs_do_not_fit),          TEST(one_history_of_many_attempts),
-        TEST(trainer_state_is_json),
+        TEST(comes_back_to_the_bit),        TEST(holds_the_tokenizer),
+        TEST(torn_files_are_not_taken),     TEST(newest_of_all_attempts),
+        TEST(limit_keeps_the_newest),       TEST(limit_counts_all_attempts),
+        TEST(later_attempt_fences),         TEST(failed_write_keeps_the_old_one),
+        TEST(link_never_replaces_a_folder), TEST(other_runs_do_not_fit),
+        TEST(one_history_of_many_attempts), TEST(trainer_state_is_json),
     };
 
     return cmocka_run_group_tests_name("ckpt", tests, NULL, NULL);

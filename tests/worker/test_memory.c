@@ -308,6 +308,9 @@ static void chooses(void **state)
     memory_text(&c.plan, text, sizeof text);
     assert_non_null(strstr(text, "GB of 83.75 GB free"));
     assert_non_null(strstr(text, "all activations kept"));
+    c.plan.sharing = 2; /* on the CPU */
+    memory_text(&c.plan, text, sizeof text);
+    assert_non_null(strstr(text, "GB free (1/2 of this machine's): weights"));
     assert_int_equal(choose(&c, 11), 0);
     assert_true(c.plan.per_use && c.plan.recompute == 0);
     assert_int_equal(choose(&c, 6.5), 0); /* a card for games */

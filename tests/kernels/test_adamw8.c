@@ -1,5 +1,5 @@
 /* test_adamw8.c - AdamW with moments in 8 bits: the same bits as ref on every backend, each
- * threshold of both maps, what values a block may hold, calls that are refused.
+ * threshold of both maps, what a block may hold, calls that are refused.
  *
  * ref and the backend are given the same sweep (its sum's order is a backend's own); then
  * parameters, codes, scales and float32 moments are compared byte by byte. */
@@ -12,102 +12,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "kernels/dynamic.h"
-#include "kit.h"
+#include "adamw8_case.h"
 
 static const char *backend; /* as it was asked for: a race-checked "sim" has another */
 static const struct kn_ops *ops;
-
-/* A state in one kit's memory. Tensors lie one behind the other; those with fewer than
- * `least` elements keep float32 moments. */
-struct state {
-    struct kit *k;
-    struct kn_adamw8 a;
-    int64_t n32;
-    struct kn_adamw_step *step;
-    struct kn_sweep *sweep;
-    float *g;
-    struct kn_adamw8_block *block;
-};
-
-/* Bytes that begin `odd` elements behind where memory does. */
-static void *room(struct kit *k, int64_t n, size_t size)
-{
-    return (char *)kit_alloc(k, (size_t)(n + k->odd) * size) + (size_t)k->odd * size;
-}
-
-static void state_make(struct state *s, struct kit *k, const int64_t *tensors, size_t n_tensors,
-                       int64_t least)
-{
-    struct kn_adamw8_block *host;
-    int64_t blocks = 0;
-
-    memset(s, 0, sizeof *s);
-    s->k = k;
-    for (size_t i = 0; i < n_tensors; i++) {
-        s->a.n_blocks += (tensors[i] + KN_ADAMW8_BLOCK - 1) / KN_ADAMW8_BLOCK;
-    }
-    host = calloc((size_t)s->a.n_blocks + 1, sizeof *host);
-    assert_non_null(host);
-    for (size_t i = 0; i < n_tensors; i++) {
-        for (int64_t at = 0; at < tensors[i]; at += KN_ADAMW8_BLOCK) {
-            const int64_t left = tensors[i] - at;
-            struct kn_adamw8_block *b = &host[blocks++];
-            b->at = s->a.n;
-            b->n = (int32_t)(left < KN_ADAMW8_BLOCK ? left : KN_ADAMW8_BLOCK);
-            b->full = tensors[i] < least ? s->n32 : -1;
-            s->a.n += b->n;
-            s->n32 += tensors[i] < least ? b->n : 0;
-        }
-    }
-    s->block = kit_alloc(k, (size_t)blocks * sizeof *host);
-    kit_put(k, s->block, host, (size_t)blocks * sizeof *host);
-    free(host);
-    s->step = kit_alloc(k, sizeof *s->step);
-    s->sweep = kit_alloc(k, sizeof *s->sweep);
-    s->g = room(k, s->a.n, sizeof(float));
-    s->a.p = room(k, s->a.n, sizeof(float));
-    s->a.m = room(k, s->a.n, 1);
-    s->a.v = room(k, s->a.n, 1);
-    s->a.m_scale = room(k, blocks, sizeof(float));
-    s->a.v_scale = room(k, blocks, sizeof(float));
-    if (s->n32 > 0) {
-        s->a.m32 = room(k, s->n32, sizeof(float));
-        s->a.v32 = room(k, s->n32, sizeof(float));
-    }
-    s->a.g = s->g;
-    s->a.block = s->block;
-    s->a.sweep = s->sweep;
-    s->a.step = s->step;
-    uint8_t *codes = malloc((size_t)s->a.n + 1);
-    assert_non_null(codes);
-    memset(codes, KN_DYNAMIC_ZERO, (size_t)s->a.n);
-    kit_put(k, s->a.m, codes, (size_t)s->a.n);
-    free(codes);
-}
-
-static void state_same(const struct state *x, const struct state *y)
-{
-    const size_t n = (size_t)x->a.n, blocks = (size_t)x->a.n_blocks, full = (size_t)x->n32;
-
-    kit_same("p", x->k, x->a.p, y->k, y->a.p, n * 4);
-    kit_same("m", x->k, x->a.m, y->k, y->a.m, n);
-    kit_same("v", x->k, x->a.v, y->k, y->a.v, n);
-    kit_same("m_scale", x->k, x->a.m_scale, y->k, y->a.m_scale, blocks * 4);
-    kit_same("v_scale", x->k, x->a.v_scale, y->k, y->a.v_scale, blocks * 4);
-    kit_same("m32", x->k, x->a.m32, y->k, y->a.m32, full * 4);
-    kit_same("v32", x->k, x->a.v32, y->k, y->a.v32, full * 4);
-}
-
-/* One step of a state whose gradient has this sweep. */
-static void state_step(const struct state *s, const struct kn_adamw_step *step,
-                       const struct kn_sweep *sweep)
-{
-    kit_put(s->k, s->step, step, sizeof *step);
-    kit_put(s->k, s->sweep, sweep, sizeof *sweep);
-    assert_int_equal(s->k->ops->adamw8(s->k->ctx, &s->a), 0);
-    assert_int_equal(s->k->ops->sync(s->k->ctx), 0);
-}
 
 /* Bias corrections of update t, from 1 on. */
 static struct kn_adamw_step step_of(int t, float weight_decay, float max_grad_norm)
@@ -120,17 +28,6 @@ static struct kn_adamw_step step_of(int t, float weight_decay, float max_grad_no
                                   .max_grad_norm = max_grad_norm,
                                   .bias1 = (float)(1.0 - pow(0.9, t)),
                                   .bias2 = (float)(1.0 - pow(0.999, t))};
-}
-
-static struct kn_sweep sweep_of(const float *g, int64_t n)
-{
-    struct kn_sweep s = {0};
-
-    for (int64_t i = 0; i < n; i++) {
-        s.sum_sq += (double)g[i] * (double)g[i];
-        s.nonfinite += !isfinite(g[i]);
-    }
-    return s;
 }
 
 struct layout {
@@ -173,10 +70,10 @@ static void same_as_ref(void **unused)
     assert_true(kit_open(&kits[1], "ref", KN_F32, 1));
     for (size_t c = 0; c < ARRAY_LEN(layouts); c++) {
         const struct layout *l = &layouts[c];
-        struct state s[2];
+        struct adamw8_case s[2];
         kits[0].odd = l->odd;
         for (int i = 0; i < 2; i++)
-            state_make(&s[i], &kits[i], l->tensor, l->n, l->least);
+            adamw8_case_make(&s[i], &kits[i], l->tensor, l->n, l->least);
         const int64_t n = s[0].a.n;
         float *g = malloc((size_t)n * sizeof *g);
         assert_non_null(g);
@@ -186,12 +83,12 @@ static void same_as_ref(void **unused)
         for (int t = 1; t <= l->steps; t++) {
             const struct kn_adamw_step step = step_of(t, l->weight_decay, l->max_grad_norm);
             gradient(g, n, 100 * c + (uint64_t)t);
-            const struct kn_sweep sweep = sweep_of(g, n);
+            const struct kn_sweep sweep = adamw8_case_sweep(g, n);
             for (int i = 0; i < 2; i++) {
                 kit_put(&kits[i], s[i].g, g, (size_t)n * sizeof *g);
-                state_step(&s[i], &step, &sweep);
+                adamw8_case_step(&s[i], &step, &sweep);
             }
-            state_same(&s[0], &s[1]);
+            adamw8_case_same(&s[0], &s[1]);
         }
         free(g);
         kit_release(&kits[0], 0);
@@ -205,33 +102,20 @@ static void same_as_ref(void **unused)
 static void one_block(const float *g, int n, uint8_t *m, uint8_t *v, float scale[2])
 {
     const struct kn_adamw_step step = {.lr = 1e-3f, .eps = 1e-8f, .bias1 = 1.0f, .bias2 = 1.0f};
-    const struct kn_sweep sweep = sweep_of(g, n);
+    const struct kn_sweep sweep = adamw8_case_sweep(g, n);
     const int64_t tensor = n;
-    struct state s;
+    struct adamw8_case s;
     struct kit k;
 
     assert_true(kit_open(&k, backend, KN_F32, 1));
-    state_make(&s, &k, &tensor, 1, 0);
+    adamw8_case_make(&s, &k, &tensor, 1, 0);
     kit_put(&k, s.g, g, (size_t)n * sizeof *g);
-    state_step(&s, &step, &sweep);
+    adamw8_case_step(&s, &step, &sweep);
     kit_take(&k, m, s.a.m, (size_t)n);
     kit_take(&k, v, s.a.v, (size_t)n);
     kit_take(&k, &scale[0], s.a.m_scale, sizeof(float));
     kit_take(&k, &scale[1], s.a.v_scale, sizeof(float));
     kit_close(&k);
-}
-
-/* The nearest entry by looking at all of them; a tie to the even one. */
-static int nearest(const float *map, float x, bool is_signed)
-{
-    int code = 0;
-
-    for (int s = 0; s < 255; s++) {
-        const float middle = (map[s] + map[s + 1]) * 0.5f;
-        if (x > middle || (x == middle && s % 2 == 1))
-            code = s + 1;
-    }
-    return is_signed && x < 0.0f && code == KN_DYNAMIC_ZERO ? code - 1 : code;
 }
 
 /* Entries, the float32 middles between them and what lies beside those. */
@@ -259,8 +143,8 @@ static void thresholds(void **unused)
         one_block(g, 256, m, v, scale);
         assert_true(scale[0] == 1.0f && scale[1] == 1.0f);
         for (int s = 0; s < 256; s++) {
-            assert_int_equal(m[s], nearest(map[0], g[s], true));
-            assert_int_equal(v[s], nearest(map[1], g[s] * g[s], false));
+            assert_int_equal(m[s], adamw8_case_nearest(map[0], g[s], true));
+            assert_int_equal(v[s], adamw8_case_nearest(map[1], g[s] * g[s], false));
         }
         for (int s = 0; s < 255 && place < 4; s++) {
             const int above = s == 126 ? 126 : s + 1; /* below 0 stays below 0 */
@@ -308,22 +192,22 @@ static void nothing(void **unused)
 {
     static const int64_t tensors[] = {5000, 300};
     static const float bad[] = {NAN, INFINITY, -INFINITY};
-    struct state s, copy;
+    struct adamw8_case s, copy;
     struct kit k;
     float g[5300];
 
     (void)unused;
     assert_true(kit_open(&k, backend, KN_F32, 2));
-    state_make(&s, &k, tensors, 2, 4096);
-    state_make(&copy, &k, tensors, 2, 4096);
+    adamw8_case_make(&s, &k, tensors, 2, 4096);
+    adamw8_case_make(&copy, &k, tensors, 2, 4096);
     gradient(g, 5300, 1);
     for (int i = 0; i < 2; i++) {
-        struct state *x = i ? &copy : &s;
-        const struct kn_sweep sweep = sweep_of(g, 5300);
+        struct adamw8_case *x = i ? &copy : &s;
+        const struct kn_sweep sweep = adamw8_case_sweep(g, 5300);
         const struct kn_adamw_step step = step_of(1, 0.1f, 1.0f);
         kit_put(&k, x->a.p, g, sizeof g);
         kit_put(&k, x->g, g, sizeof g);
-        state_step(x, &step, &sweep);
+        adamw8_case_step(x, &step, &sweep);
     }
     for (size_t i = 0; i < ARRAY_LEN(bad); i++) {
         const struct kn_adamw_step step = step_of(2, 0.1f, 1.0f);
@@ -335,20 +219,20 @@ static void nothing(void **unused)
             0);
         kit_take(&k, &sweep, s.sweep, sizeof sweep);
         assert_int_equal(sweep.nonfinite, i + 1);
-        state_step(&s, &step, &sweep);
-        state_same(&s, &copy);
+        adamw8_case_step(&s, &step, &sweep);
+        adamw8_case_same(&s, &copy);
     }
 
     const struct kn_adamw_step step = step_of(1, 0.5f, 1.0f);
     const struct kn_sweep sweep = {0};
     float p[5300], decayed[5300];
-    state_make(&s, &k, tensors, 2, 4096);
+    adamw8_case_make(&s, &k, tensors, 2, 4096);
     for (int i = 0; i < 5300; i++) {
         p[i] = (float)kit_value(7, 0, i);
         decayed[i] = p[i] * (float)(1.0 - (double)step.lr * (double)step.weight_decay);
     }
     kit_put(&k, s.a.p, p, sizeof p);
-    state_step(&s, &step, &sweep);
+    adamw8_case_step(&s, &step, &sweep);
     kit_take(&k, p, s.a.p, sizeof p);
     assert_memory_equal(p, decayed, sizeof p);
     uint8_t *m = kit_down(&k, s.a.m, 5300), *v = kit_down(&k, s.a.v, 5300);
@@ -371,12 +255,12 @@ static void refused(void **unused)
         {{0, -1, 300, 0}, {300, -1, 10, 0}, {310, 0, 10, 0}},  /* longer than a block  */
         {{0, -1, 256, 0}, {256, -1, 44, 0}, {300, -2, 20, 0}}, /* no such place in m32 */
     };
-    struct state s;
+    struct adamw8_case s;
     struct kit k;
 
     (void)unused;
     assert_true(kit_open(&k, backend, KN_F32, 1));
-    state_make(&s, &k, tensors, 2, 256);
+    adamw8_case_make(&s, &k, tensors, 2, 256);
     const struct kn_adamw8 good = s.a;
     assert_int_equal(ops->adamw8(k.ctx, &(struct kn_adamw8){0}), 0);
     s.a.n_blocks = 1; /* cannot cover 320 */
@@ -398,7 +282,7 @@ static void refused(void **unused)
         assert_int_equal(ops->adamw8(k.ctx, &s.a), -EINVAL);
     }
     if (kit_on_host(&k)) {
-        state_make(&s, &k, tensors, 2, 256);
+        adamw8_case_make(&s, &k, tensors, 2, 256);
         s.a.m32 = s.a.v32 = NULL; /* and a block that wants them */
         assert_int_equal(ops->adamw8(k.ctx, &s.a), -EINVAL);
     }
@@ -421,6 +305,7 @@ int main(int argc, char **argv)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(same_as_ref), cmocka_unit_test(thresholds), cmocka_unit_test(edges),
         cmocka_unit_test(nothing),     cmocka_unit_test(refused),
+
     };
     int failed = 0;
 

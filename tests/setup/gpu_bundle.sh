@@ -17,12 +17,14 @@ prefix=$(dirname "$(dirname "$(find "$stage/install" -name align-worker -path '*
 mkdir -p "$root/lib" "$root/tests/bin" "$root/tests/gpu" "$root/tests/data"
 cp -r "$prefix/bin" "$root/bin"
 cp -r "$prefix/lib/alignd" "$root/lib/alignd"
-for t in kernels/test_cpu kernels/test_rows kernels/test_quant kernels/sim/test_sim kernels/sim/test_sim_gpu kernels/sim/test_ptx kernels/sim/test_ptx_gpu \
+for t in kernels/test_cpu kernels/test_rows kernels/test_quant kernels/test_adamw8 kernels/test_adamw8_bnb kernels/sim/test_sim kernels/sim/test_sim_gpu kernels/sim/test_ptx kernels/sim/test_ptx_gpu \
          kernels/sim/test_mma kernels/sim/test_mma_gpu worker/test_coll_nccl gpu/gpu_bench gpu/gpu_model; do
   cp "$build/tests/$t" "$root/tests/bin/"
 done
 cp tests/gpu/run tests/gpu/torch_loop.py "$root/tests/gpu/"
 cp -r tests/data/demo tests/data/tiny64 "$root/tests/data/"
+mkdir "$root/tests/data/fixtures"
+cp tests/data/fixtures/adamw8.json "$root/tests/data/fixtures/"
 cp README.md LICENSE "$root/"
 
 # Their libraries, and those of these. glibc is the host's own; CUDA's are found at run time.

@@ -169,6 +169,21 @@ static void gpus(const struct screen *s, struct buf *out, size_t *left)
     }
 }
 
+/* Of all ranks, on the processors' side. */
+static void host_memory(const struct screen *s, struct buf *out, size_t *left)
+{
+    const json_t *m = json_object_get(s->job, "host_memory");
+    format_buf now, peak;
+    char text[160];
+
+    if (!m || *left < 2)
+        return;
+    (void)snprintf(text, sizeof text, "host memory %s, at most %s",
+                   format_bytes(now, 1024.0 * (double)jobview_int(m, "now_kb")),
+                   format_bytes(peak, 1024.0 * (double)jobview_int(m, "peak_kb")));
+    line(s, out, left, text);
+}
+
 static void draw_plot(const struct screen *s, struct buf *out, size_t *left)
 {
     const struct curve *c = s->curve;
@@ -226,6 +241,7 @@ void screen_draw(const struct screen *s, struct buf *out)
     progress(s, out, &left);
     values(s, out, &left);
     gpus(s, out, &left);
+    host_memory(s, out, &left);
     draw_plot(s, out, &left);
     left += kept;
     if (leaves) {

@@ -179,7 +179,7 @@ static void show_attempts(struct cli *cli, const json_t *job)
             n += snprintf(line + n, sizeof line - (size_t)n, ", resumed at step %lld",
                           (long long)jobview_int(a, "resume_step"));
         if (jobview_int(a, "peak_rss_kb") > 0)
-            n += snprintf(line + n, sizeof line - (size_t)n, ", peak %s",
+            n += snprintf(line + n, sizeof line - (size_t)n, ", peak %s a rank",
                           format_bytes(rss, 1024.0 * (double)jobview_int(a, "peak_rss_kb")));
         (void)exit_text(a, line + n, sizeof line - (size_t)n);
         field(cli, i ? "" : "attempts", "%s", line);

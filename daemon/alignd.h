@@ -245,6 +245,12 @@ struct gangs_log {
     uint64_t end, durable;
 };
 struct gangs_log *gangs_log(struct alignd *a, uint64_t job, uint32_t attempt, uint32_t rank);
+/* The ranks' memory on this host, as the newest report had it; zeros: not known. */
+struct gangs_memory {
+    uint64_t rss_kb, peak_kb;
+};
+void gangs_memory_set(struct alignd *a, uint64_t job, uint32_t attempt, struct gangs_memory m);
+struct gangs_memory gangs_memory(const struct alignd *a, uint64_t job, uint32_t attempt);
 bool gangs_use_device(const struct alignd *a, const char *name);
 /* It is the session of a gang's processes. */
 bool gangs_session(const struct alignd *a, pid_t session);

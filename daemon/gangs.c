@@ -38,6 +38,7 @@ struct gang {
     uint64_t job;
     uint32_t attempt;
     struct gangs_log logs[LIMIT_RANKS];
+    struct gangs_memory memory;
     char devices[LIMIT_RANKS][64]; /* it may hold their locks */
     uint32_t n_devices;
 
@@ -543,6 +544,21 @@ void gangs_tick(struct alignd *a)
         }
         next_op(g);
     }
+}
+
+void gangs_memory_set(struct alignd *a, uint64_t job, uint32_t attempt, struct gangs_memory m)
+{
+    struct gang *g = find(a, job, attempt);
+
+    if (g)
+        g->memory = m;
+}
+
+struct gangs_memory gangs_memory(const struct alignd *a, uint64_t job, uint32_t attempt)
+{
+    const struct gang *g = find(a, job, attempt);
+
+    return g ? g->memory : (struct gangs_memory){0};
 }
 
 struct gangs_log *gangs_log(struct alignd *a, uint64_t job, uint32_t attempt, uint32_t rank)

@@ -95,6 +95,7 @@ static struct buf *job_head(struct alignd *a, const struct job *j)
     views_job(b, a->core, j, true);
     views_progress(b, j);
     views_gpus(b, a, j);
+    views_host_memory(b, a, j);
     return b;
 }
 

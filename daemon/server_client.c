@@ -388,6 +388,7 @@ void server_client_show(struct alignd *a, uint64_t handle, struct msg *m)
     views_job(&b, a->core, j, true);
     views_progress(&b, j);
     views_gpus(&b, a, j);
+    views_host_memory(&b, a, j);
     reads_show(a, handle, id, &b);
 }
 

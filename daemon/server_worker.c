@@ -77,6 +77,9 @@ void server_worker_report(struct alignd *a, uint64_t handle, struct msg *m)
             p += rows[i].bytes;
         }
         speaker(a, m, &ev.worker);
+        if (ev.worker.token_ok)
+            gangs_memory_set(a, ev.worker.job, ev.worker.attempt,
+                             (struct gangs_memory){w->rss_kb, w->rss_peak_kb});
         ev.report = (struct event_report){.rows_attempt = (uint32_t)w->rows_attempt,
                                           .first_n = w->first_n,
                                           .n = (uint32_t)w->rows.n,

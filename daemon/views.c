@@ -161,6 +161,15 @@ static void gpu(struct buf *b, const struct nvml_gpu *g)
     amount(b, "temperature", (uint64_t)g->temperature, g->temperature >= 0);
 }
 
+void views_host_memory(struct buf *b, const struct alignd *a, const struct job *j)
+{
+    const struct gangs_memory m = gangs_memory(a, j->id, j->attempt);
+
+    if (job_has_gang((enum job_state)j->state) && m.rss_kb > 0)
+        buf_printf(b, ",\"host_memory\":{\"now_kb\":%" PRIu64 ",\"peak_kb\":%" PRIu64 "}", m.rss_kb,
+                   m.peak_kb);
+}
+
 void views_gpus(struct buf *b, const struct alignd *a, const struct job *j)
 {
     struct core_gang g;

@@ -19,6 +19,8 @@ void views_progress(struct buf *b, const struct job *j);
 void views_attempts(struct buf *b, const char *text, int64_t step);
 /* ,"gpus":[...] of a job that has GPUs, one per rank; else nothing. */
 void views_gpus(struct buf *b, const struct alignd *a, const struct job *j);
+/* ,"host_memory":{"now_kb":..,"peak_kb":..} while it has a gang that has said so. */
+void views_host_memory(struct buf *b, const struct alignd *a, const struct job *j);
 void views_devices(struct buf *b, const struct alignd *a);
 
 #endif

@@ -253,7 +253,9 @@ struct msg_rows {
     F(rows, rows, must, LIMIT_REPORT_BATCH, "without gaps; may be none: only a beat")         \
     F(u64, phase, may, MSG_PHASES - 1, "enum msg_phase")                                      \
     F(i64, step, may, 0, "steps done")                                                        \
-    F(i64, steps, may, 0, "of so many, 0: not known yet")
+    F(i64, steps, may, 0, "of so many, 0: not known yet")                                     \
+    F(u64, rss_kb, may, 0, "host memory that the ranks hold together; 0: not known")          \
+    F(u64, rss_peak_kb, may, 0, "the sum of what each held at most")
 #define MSG_w_ack(F)                                                              \
     F(u64, next_n, must, 0, "the first report of rows_attempt not yet committed") \
     F(u64, flags, may, 0, "MSG_ORDER_* given so far")

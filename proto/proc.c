@@ -100,3 +100,26 @@ bool proc_look(pid_t pid, struct proc_who *ret)
         ret->name[n++] = *p > ' ' && *p < 127 ? *p : '_';
     return true;
 }
+
+/* The number behind `name` at the beginning of a line. */
+static bool status_number(const char *text, const char *name, uint64_t *ret)
+{
+    const char *at = strstr(text, name);
+
+    if (!at)
+        return false;
+    *ret = strtoull(at + strlen(name), NULL, 10);
+    return true;
+}
+
+bool proc_memory(pid_t pid, struct proc_memory *ret)
+{
+    char text[4096], path[64];
+
+    if (pid <= 0)
+        return false;
+    (void)snprintf(path, sizeof path, "/proc/%d/status", (int)pid);
+    read_text(path, text, sizeof text);
+    return status_number(text, "\nVmRSS:", &ret->rss_kb) &&
+           status_number(text, "\nVmHWM:", &ret->peak_kb);
+}

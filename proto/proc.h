@@ -27,4 +27,10 @@ struct proc_who {
 /* false: this namespace shows no such process, or only its remains. */
 bool proc_look(pid_t pid, struct proc_who *ret);
 
+struct proc_memory {
+    uint64_t rss_kb, peak_kb; /* resident, what it shares included; the most so far     */
+};
+/* VmRSS and VmHWM of /proc/PID/status; false: there is no such process. */
+bool proc_memory(pid_t pid, struct proc_memory *ret);
+
 #endif

@@ -1,8 +1,8 @@
 /* ckpt.h - checkpoints: what a run is after some step, whole or not there.
  *
  * attempts/N/checkpoint-S/ holds the PEFT adapter, state.safetensors (parameters and
- * both moments, float32), state.json (everything else, with checksums),
- * trainer_state.json and the tokenizer's files. It is written under a hidden name, synced, then renamed;
+ * both moments, float32), state.json (everything else, with checksums), the tokenizer's
+ * files and trainer_state.json. It is written under a hidden name, synced, then renamed;
  * output_dir/checkpoint-S is a link to it, replaced atomically. A reader takes nothing
  * whose checksums do not agree. */
 #ifndef WORKER_CKPT_H

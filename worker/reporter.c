@@ -66,6 +66,7 @@ struct reporter {
     enum link_phase phase;
     int64_t step, steps, told_ms; /* clock of the last report                       */
     bool moved;                   /* phase changed since                            */
+    uint64_t rss_kb, peak_kb;     /* of the ranks                                   */
 
     struct rank_log logs[LIMIT_RANKS];
     uint32_t next_log, next_get;
@@ -248,6 +249,8 @@ static void report_start(struct reporter *r)
     m.w_report.phase = r->phase;
     m.w_report.step = r->step;
     m.w_report.steps = r->steps;
+    m.w_report.rss_kb = r->rss_kb;
+    m.w_report.rss_peak_kb = r->peak_kb;
     if (!past) {
         r->moved = false;
         r->told_ms = now_ms();
@@ -663,6 +666,12 @@ void reporter_progress(struct reporter *r, enum link_phase phase, int64_t step, 
     r->phase = phase;
     r->step = step;
     r->steps = steps;
+}
+
+void reporter_memory(struct reporter *r, uint64_t rss_kb, uint64_t peak_kb)
+{
+    r->rss_kb = rss_kb;
+    r->peak_kb = peak_kb;
 }
 
 unsigned reporter_orders(struct reporter *r)

@@ -45,6 +45,8 @@ void reporter_close(struct reporter *r);
 void reporter_turn(struct reporter *r);
 
 void reporter_progress(struct reporter *r, enum link_phase phase, int64_t step, int64_t steps);
+/* Of the ranks together; goes with the next report. */
+void reporter_memory(struct reporter *r, uint64_t rss_kb, uint64_t peak_kb);
 
 /* MSG_ORDER_* that came and were not yet taken. */
 unsigned reporter_orders(struct reporter *r);

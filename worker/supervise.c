@@ -15,11 +15,12 @@
 #include "proto/atomic_file.h"
 #include "proto/log.h"
 #include "proto/msg.h"
+#include "proto/proc.h"
 #include "worker/host.h"
 #include "worker/run.h"
 #include "worker/supervise_impl.h"
 
-enum { TICK_MS = 100 };
+enum { TICK_MS = 100, MEMORY_MS = 1000 };
 
 static int64_t now_ms(void)
 {
@@ -138,6 +139,25 @@ static void show_rows(struct supervisor *s)
     free(row);
 }
 
+/* What the ranks hold; a rank that is gone holds nothing, and its peak is in the record. */
+static void look_at_memory(struct supervisor *s)
+{
+    uint64_t rss = 0, peak = 0;
+
+    if (now_ms() < s->memory_ms)
+        return;
+    s->memory_ms = now_ms() + MEMORY_MS;
+    for (int i = 0; i < s->n_ranks; i++) {
+        struct proc_memory m;
+        if (s->ranks[i].over || !proc_memory(s->ranks[i].pid, &m))
+            continue;
+        rss += m.rss_kb;
+        peak += m.peak_kb;
+    }
+    if (rss > 0)
+        reporter_memory(s->reporter, rss, peak);
+}
+
 static void turn(struct supervisor *s)
 {
     struct pollfd v[2 + 2 * LIMIT_RANKS];
@@ -157,6 +177,7 @@ static void turn(struct supervisor *s)
     show_rows(s);
     if (!s->reporter)
         return;
+    look_at_memory(s);
     reporter_turn(s->reporter);
     patience(s);
     obey(s, reporter_orders(s->reporter));

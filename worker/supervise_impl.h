@@ -38,6 +38,7 @@ struct supervisor {
     char why[1024]; /* our own reason for ending the gang                            */
     struct rusage used;
     int64_t peak_kb;
+    int64_t memory_ms;     /* clock: when the ranks' memory is looked at again           */
     enum link_phase phase; /* of rank 0                                              */
     int64_t step, steps;
 };

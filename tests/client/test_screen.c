@@ -171,12 +171,15 @@ static void test_words(void **state)
                                   "memory_used", (json_int_t)50 << 30, "memory_total",
                                   (json_int_t)80 << 30, "utilisation", 98, "temperature", 71,
                                   "rank", 1, "device", "GPU-00000000", "name", "", "temperature"));
+    json_object_set_new(j, "host_memory",
+                        json_pack("{s:i,s:i}", "now_kb", 262144, "peak_kb", 300000));
     buf_clear(&b);
     screen_draw(&s, &b);
     static const char *const words[] = {"job 7 harmless-dpo",
                                         "rank 0  GPU-8f3aabcd  util  98 %  mem 50.0/80.0 GiB  71 C "
                                         " NVIDIA H100",
                                         "rank 1  GPU-00000000\n",
+                                        "host memory 268 MB, at most 307 MB",
                                         "50/100",
                                         "50 %",
                                         "ETA 50 s",

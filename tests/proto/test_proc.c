@@ -32,6 +32,7 @@ static void boot(void **state)
 static void start(void **state)
 {
     const uint64_t mine = proc_start(getpid());
+    struct proc_memory memory;
     uint64_t child;
     int p[2];
     pid_t pid;
@@ -60,10 +61,16 @@ static void start(void **state)
     assert_int_equal(who.uid, geteuid());
     assert_false(proc_look(0, &who));
     assert_false(proc_look(0x7ffffff0, &who));
+    assert_true(proc_memory(getpid(), &memory));
+    assert_true(memory.rss_kb > 100 && memory.peak_kb >= memory.rss_kb);
+    assert_true(proc_memory(pid, &memory));
+    assert_false(proc_memory(0, &memory));
+    assert_false(proc_memory(0x7ffffff0, &memory));
     kill(pid, SIGKILL);
     while (waitid(P_PID, (id_t)pid, &(siginfo_t){0}, WEXITED | WNOWAIT) < 0)
         ;
     assert_int_equal(proc_start(pid), 0); /* only its remains */
+    assert_false(proc_memory(pid, &memory));
     waitpid(pid, NULL, 0);
     assert_int_equal(proc_start(pid), 0);
     close(p[0]);

@@ -75,11 +75,20 @@ static int vector_load(struct engine *e, const struct model_tensor *t, enum kn_d
     return r;
 }
 
+/* Stored as it is computed with, in rows as wide as the table's: no value changes. */
+static bool table_same(const struct engine *e, const struct model_tensor *t, enum kn_dtype load)
+{
+    return t->dtype == e->dtype && t->cols == e->ld_d && (load == t->dtype || load == KN_F32);
+}
+
 /* The embedding, in the compute type, a block of rows at a time. */
 static int table_load(struct engine *e, const struct model_tensor *t, enum kn_dtype load)
 {
     const size_t row = (size_t)e->ld_d * engine_width(e);
     const int64_t block = t->rows < 1024 ? t->rows : 1024;
+
+    if (table_same(e, t, load))
+        return e->ops->copy(e->ctx, e->table, t->data, (size_t)t->rows * row, KN_TO_DEVICE);
     char *host = calloc((size_t)block, row);
     int r = host ? 0 : -ENOMEM;
 

@@ -146,8 +146,11 @@ static void init_a(const struct lora_module *m, int r, uint64_t seed, float *a)
     const double bound = 1.0 / sqrt((double)m->k);
     const uint64_t stream = (uint64_t)m->layer * LORA_TARGETS + (uint64_t)m->target;
 
+    struct kn_philox b = {{0}};
+
     for (int64_t i = 0; i < r * m->k; i++) {
-        const struct kn_philox b = rng_at(seed, RNG_LORA_A, stream, (uint64_t)i / 4);
+        if (i % 4 == 0)
+            b = rng_at(seed, RNG_LORA_A, stream, (uint64_t)i / 4);
         const double u = ((double)b.v[i % 4] + 0.5) * 0x1p-32; /* (0, 1) */
         a[i] = (float)((2.0 * u - 1.0) * bound);
     }

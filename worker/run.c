@@ -359,6 +359,19 @@ static int after_step(struct run *r, const struct step_result *s, struct err *er
     return n;
 }
 
+/* Where the time before the first step went. */
+static void say_start(const struct run *r, double first_step)
+{
+    char text[160];
+    double all = first_step;
+
+    for (int i = 0; i < TRAINER_STAGES; i++)
+        all += r->t.took[i];
+    trainer_stages_text(&r->t, text, sizeof text);
+    if (leads(r))
+        log_info("start", "seconds=%.3f %s first_step=%.3f", all, text, first_step);
+}
+
 static int train(struct run *r, struct err *err)
 {
     struct ckpt_state *now = &r->state;
@@ -374,6 +387,8 @@ static int train(struct run *r, struct err *err)
         n = step_run(&r->t, now->global_step, told, r->fresh, &s, err);
         if (n < 0)
             break;
+        if (now->global_step == r->began)
+            say_start(r, report_now() - began);
         r->fresh = false;
         now->global_step++;
         now->num_tokens += s.num_tokens;

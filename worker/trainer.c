@@ -7,11 +7,32 @@
 #include <string.h>
 #include <strings.h>
 
+#include "worker/report.h"
 #include "worker/tokenizer.h"
 
 bool trainer_dropout(const struct spec *spec)
 {
     return spec->lora_dropout > 0 && !spec->disable_dropout;
+}
+
+/* The stage that ended now. */
+static void lap(struct trainer *t, enum trainer_stage stage)
+{
+    const double now = report_now();
+
+    t->took[stage] += now - t->lap;
+    t->lap = now;
+}
+
+void trainer_stages_text(const struct trainer *t, char *text, size_t size)
+{
+    static const char *const names[TRAINER_STAGES] = {"device", "model", "data",   "adapter",
+                                                      "join",   "plan",  "weights"};
+    size_t at = 0;
+
+    for (int i = 0; i < TRAINER_STAGES && at < size; i++)
+        at +=
+            (size_t)snprintf(text + at, size - at, "%s%s=%.3f", i ? " " : "", names[i], t->took[i]);
 }
 
 static int no_such_gpu(const char *uuid, int r, struct err *err)
@@ -122,16 +143,24 @@ int trainer_open(struct trainer *t, const struct trainer_opts *o, struct err *er
     *t = (struct trainer){.spec = o->spec, .coll = o->coll, .data = o->data};
     t->rank = o->coll != NULL ? coll_rank(o->coll) : 0;
     t->ranks = o->coll != NULL ? coll_ranks(o->coll) : 1;
+    t->lap = report_now();
     r = open_backend(t, o, err);
+    lap(t, STAGE_DEVICE);
     if (r == 0)
         r = model_open(o->spec->model_dir, &t->model, err);
+    lap(t, STAGE_MODEL);
     if (r == 0 && t->data == NULL)
         r = read_data(t, err);
     if (r == 0)
         r = agree_on_files(t, err);
+    lap(t, STAGE_DATA);
     if (r == 0)
         r = lora_new(t->ops, t->ctx, t->model, o->spec, &t->adapter, err);
-    return r == 0 ? join_devices(t, err) : r;
+    lap(t, STAGE_ADAPTER);
+    if (r == 0)
+        r = join_devices(t, err);
+    lap(t, STAGE_JOIN);
+    return r;
 }
 
 struct memory_ask trainer_ask(const struct trainer *t, int64_t frozen_budget)
@@ -197,6 +226,7 @@ int trainer_plan(struct trainer *t, int64_t frozen_budget, struct err *err)
         return r;
     const struct memory_ask ask = trainer_ask(t, frozen_budget);
     r = memory_choose(&ask, &t->memory, err);
+    lap(t, STAGE_PLAN);
     if (r < 0)
         return r;
     t->plan = t->memory.plan;
@@ -207,7 +237,11 @@ int trainer_plan(struct trainer *t, int64_t frozen_budget, struct err *err)
     if (r < 0)
         return r;
     r = open_buffers(t);
-    return r < 0 ? err_set(err, r, "not enough memory for the buffers of a step") : 0;
+    if (r < 0)
+        return err_set(err, r, "not enough memory for the buffers of a step");
+    r = t->ops->sync(t->ctx); /* loading ends here, not in the first step */
+    lap(t, STAGE_WEIGHTS);
+    return r < 0 ? err_set(err, r, "loading the weights: the device failed: %s", strerror(-r)) : 0;
 }
 
 void trainer_would_fit(const struct trainer *t, struct err *err)

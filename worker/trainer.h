@@ -16,6 +16,18 @@
 #include "worker/refcache.h"
 #include "worker/sampler.h"
 
+/* What happens before the first step, in its order. */
+enum trainer_stage {
+    STAGE_DEVICE,  /* the backend's module and its context                            */
+    STAGE_MODEL,   /* headers of the weights                                          */
+    STAGE_DATA,    /* tokenizer, rows into tokens                                     */
+    STAGE_ADAPTER, /* its start, on the device                                        */
+    STAGE_JOIN,    /* the ranks' devices                                              */
+    STAGE_PLAN,
+    STAGE_WEIGHTS, /* from the files onto the device, and the memory of a step        */
+    TRAINER_STAGES
+};
+
 struct trainer {
     const struct spec *spec; /* borrowed */
     struct coll *coll;       /* borrowed */
@@ -34,6 +46,7 @@ struct trainer {
     uint32_t sharing; /* ranks that the host's memory is for; 1 on a GPU             */
     size_t free;      /* the device's, before anything of ours lay there; the least of
                          all ranks'                                                   */
+    double took[TRAINER_STAGES], lap; /* seconds; when the last of them ended        */
     struct sampler sampler;
     struct refcache ref_train, ref_eval;
 
@@ -71,6 +84,9 @@ struct memory_ask trainer_ask(const struct trainer *t, int64_t frozen_budget);
 /* After -ENOMEM: the planner again, with what there really is; its answer goes behind
  * the sentence in err. */
 void trainer_would_fit(const struct trainer *t, struct err *err);
+
+/* "device=0.31 model=0.01 ...", seconds: one line for a log. */
+void trainer_stages_text(const struct trainer *t, char *text, size_t size);
 
 /* True when a training pass draws dropout masks. */
 bool trainer_dropout(const struct spec *spec);

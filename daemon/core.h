@@ -22,6 +22,7 @@ enum {
     CORE_RDV_BYTES = 64 << 20,   /* ... and their bytes                                 */
     CORE_STOP_S = 600,           /* from "stop" to a kill                               */
     CORE_KILL_S = 20,            /* from a kill to the next                             */
+    CORE_FAULT_S = 3,            /* a failed gang on GPUs waits so long for NVML's word */
     CORE_CLEAN_S = 60,           /* a GPU that was foreign is nobody's for so long      */
     CORE_BACKOFF_S = 60,         /* longest wait before a requeued job is tried again   */
     CORE_REQUEST_DAYS = 7,       /* answers stay in memory so long                      */

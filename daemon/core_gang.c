@@ -3,11 +3,8 @@
 #include "daemon/core_state.h"
 
 #include <errno.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-#include "daemon/fault.h"
 
 /* How an attempt ended, and so its job. PREEMPTED and NODE_FAIL of an attempt may
  * leave the job PENDING. */
@@ -128,45 +125,12 @@ void core_gang_want(struct core *c, struct core_node *n, enum job_want want, str
     tell_want(c, l, fx);
 }
 
-static void set_error(struct core *c, struct core_node *n, const char *text)
+void core_gang_error(struct core *c, struct core_node *n, const char *text)
 {
     if (!text || !*text)
         return;
     core_set_text(c, &n->error, text);
     n->job.error = n->error;
-}
-
-static bool gang_faulted(const struct core *c, const struct core_live *l)
-{
-    bool any = l->faulted;
-
-    for (uint32_t i = 0; i < l->n_devices; i++)
-        any |= c->device[l->device[i]].fault != 0;
-    return any;
-}
-
-/* A device under it failed: its ranks hang or fail now, and no checkpoint can come of
- * them. The job goes on elsewhere from its last one. */
-void core_gang_fault(struct core *c, struct core_live *l, uint32_t rank, struct effects *fx)
-{
-    const struct place_device *d = &c->device[l->device[rank]];
-    struct core_node *n = l->node;
-    char text[PLACE_NAME + 160], what[128];
-
-    if (l->faulted || l->draining)
-        return;
-    l->faulted = true;
-    (void)snprintf(text, sizeof(text), "rank %u: %s: %s", rank, d->name,
-                   fault_text(d->fault, what, sizeof(what)));
-    set_error(c, n, text);
-    n->job.first_rank = l->row.first_rank = (int32_t)rank;
-    if (n->job.state != JOB_COMPLETING) {
-        (void)job_move(&n->job, JOB_COMPLETING);
-        l->row.state = JOB_COMPLETING;
-        write_attempt(fx, l);
-    }
-    core_touch(c, n);
-    tell(c, l, FX_KILL, fx);
 }
 
 static bool past(const struct core *c, int64_t since_ns, int64_t seconds)
@@ -307,7 +271,7 @@ void core_gang_exited(struct core *c, struct core_live *l, const struct event_ex
 {
     struct core_node *n = l->node;
     struct job *j = &n->job;
-    const bool blame = gang_faulted(c, l);
+    const bool blame = core_fault_of(c, l);
     const struct verdict v = exit_verdict(j, x, blame);
 
     if (v.job == JOB_COMPLETED && !j->published) {
@@ -326,7 +290,7 @@ void core_gang_exited(struct core *c, struct core_live *l, const struct event_ex
         core_set_text(c, &n->error, NULL);
         j->error = NULL;
     } else if (!blame || !n->error) {
-        set_error(c, n, x->error);
+        core_gang_error(c, n, x->error);
     }
     if (x->adapter && *x->adapter) {
         core_set_text(c, &n->adapter, x->adapter);
@@ -348,11 +312,11 @@ static void gang_lost(struct core *c, struct core_live *l, const char *error, st
         free((char *)x.adapter);
         return;
     }
-    const bool blame = gang_faulted(c, l);
+    const bool blame = core_fault_of(c, l);
     const struct verdict v =
         blame && j->want == JOB_WANT_RUN ? fault_verdict(j) : lost_verdict(j, JOB_REASON_GANG_LOST);
     if (v.job != JOB_COMPLETED && j->want == JOB_WANT_RUN && !(blame && n->error))
-        set_error(c, n, error ? error : "the gang is gone and left no exit record");
+        core_gang_error(c, n, error ? error : "the gang is gone and left no exit record");
     end(c, l, v, fx);
 }
 
@@ -365,7 +329,7 @@ static void launch_failed(struct core *c, struct core_live *l, const char *error
         gang_lost(c, l, NULL, fx);
         return;
     }
-    set_error(c, l->node, error);
+    core_gang_error(c, l->node, error);
     if (j->want != JOB_WANT_RUN) {
         end(c, l, stop_verdict(j), fx);
         return;
@@ -447,14 +411,6 @@ static void absent(struct core *c, struct core_live *l, struct effects *fx)
         launch(c, l, false, fx);
 }
 
-/* Its device failed before the daemon went away, maybe before the gang was killed. */
-static void adopt_fault(struct core *c, struct core_live *l, struct effects *fx)
-{
-    for (uint32_t i = 0; i < l->n_devices; i++)
-        if (c->device[l->device[i]].fault)
-            core_gang_fault(c, l, i, fx);
-}
-
 void core_gang_event(struct core *c, const struct event *ev, struct effects *fx)
 {
     const struct event_gang *g = &ev->gang;
@@ -474,7 +430,7 @@ void core_gang_event(struct core *c, const struct event *ev, struct effects *fx)
     switch (ev->kind) {
     case EV_GANG_ALIVE:
         tell_want(c, l, fx);
-        adopt_fault(c, l, fx);
+        core_fault_adopt(c, l, fx);
         break;
     case EV_GANG_ABSENT:
         absent(c, l, fx);

@@ -48,6 +48,7 @@ struct core_live {          /* a gang that holds devices: of a job, or a stray t
     bool hello;
     bool draining;          /* FX_LAUNCH with drain was given                        */
     bool faulted;           /* a device of its failed, so it was killed              */
+    int64_t ended_ns;       /* > 0: its record is here, and waits for a word of NVML */
     struct event_exit exit; /* draining: the record that was found; strings are ours */
     struct core_value *values;
     size_t n_values, value_bytes;
@@ -126,13 +127,20 @@ void core_gang_start(struct core *c, struct core_node *n, const uint16_t *device
                      struct effects *fx);
 void core_gang_want(struct core *c, struct core_node *n, enum job_want want, struct effects *fx);
 unsigned core_gang_directives(const struct core_live *l);
-void core_gang_fault(struct core *c, struct core_live *l, uint32_t rank, struct effects *fx);
+void core_gang_error(struct core *c, struct core_node *n, const char *text);
 void core_gang_tick(struct core *c, struct effects *fx);
 void core_gang_reconciled(struct core *c, struct effects *fx);
 void core_gang_exited(struct core *c, struct core_live *l, const struct event_exit *x,
                       struct effects *fx);
 void core_gang_event(struct core *c, const struct event *ev, struct effects *fx);
 void core_worker_event(struct core *c, const struct event *ev, struct effects *fx);
+
+/* core_fault.c */
+bool core_fault_of(const struct core *c, const struct core_live *l); /* a device of it failed */
+void core_gang_fault(struct core *c, struct core_live *l, uint32_t rank, struct effects *fx);
+void core_fault_adopt(struct core *c, struct core_live *l, struct effects *fx);
+bool core_fault_awaited(struct core *c, struct core_live *l, const struct event_exit *x,
+                        struct effects *fx);
 
 /* core_client.c */
 void core_client_event(struct core *c, const struct event *ev, struct effects *fx);

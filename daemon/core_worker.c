@@ -303,6 +303,16 @@ static void on_get(struct core_live *l, const struct event *ev, struct effects *
     r->bytes = v->bytes;
 }
 
+static void on_exit(struct core *c, struct core_live *l, const struct event *ev, struct effects *fx)
+{
+    if (core_fault_awaited(c, l, &ev->exit_record, fx)) {
+        reply(ev, fx, EVENT_RETRY)->text = "a moment, in case that a GPU failed";
+        return;
+    }
+    core_gang_exited(c, l, &ev->exit_record, fx);
+    (void)reply(ev, fx, EVENT_OK);
+}
+
 /* ---- which message ------------------------------------------------------- */
 
 /* Nobody alive speaks. The end of an attempt that is over is acknowledged again: its
@@ -336,8 +346,7 @@ void core_worker_event(struct core *c, const struct event *ev, struct effects *f
         on_report(c, l, ev, fx);
         break;
     case EV_EXIT_RECORD:
-        core_gang_exited(c, l, &ev->exit_record, fx);
-        (void)reply(ev, fx, EVENT_OK);
+        on_exit(c, l, ev, fx);
         break;
     case EV_POLL:
         on_poll(l, ev, fx);

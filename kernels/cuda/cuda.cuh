@@ -121,8 +121,8 @@ static inline bool cuda_new_enough(const cudaDeviceProp *p)
 int cuda_device_of(const char *uuid);                /* its index, or -ENODEV */
 size_t cuda_sweep_bytes(int64_t n);                  /* of grad_sweep's scratch */
 void cuda_uuid(const cudaDeviceProp *p, char *text); /* KN_UUID bytes */
-/* As errno. With KN_DEBUG in the environment what failed is said on standard error:
- * an operation itself can say no more than -EIO. */
+/* As errno. What failed is said on standard error (want of memory only with KN_DEBUG in the
+ * environment): an operation itself can say no more than -EIO. */
 int cuda_error(cudaError_t e, const char *file = __builtin_FILE(), int line = __builtin_LINE());
 /* Of the launches since the last call. */
 int cuda_launched(const char *file = __builtin_FILE(), int line = __builtin_LINE());

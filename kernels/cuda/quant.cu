@@ -338,9 +338,9 @@ static int call_open(call_memory *m, int64_t n, kn_quant type, bool nested)
     const size_t form = cuda_quant4_layout(&m->q, n, type, nested, NULL);
     const size_t scales = ((size_t)m->q.blocks * 4 + 255) / 256 * 256;
 
-    if (cudaMalloc((void **)&m->p, form + scales + (size_t)n * 4)) {
+    if (int r = cuda_error(cudaMalloc((void **)&m->p, form + scales + (size_t)n * 4))) {
         (void)cudaGetLastError();
-        return -ENOMEM;
+        return r;
     }
     cuda_quant4_layout(&m->q, n, type, nested, m->p);
     m->absmax = (float *)(m->p + form);

@@ -18,7 +18,7 @@ int cuda_error(cudaError_t e, const char *file, int line)
 {
     if (e == cudaSuccess)
         return 0;
-    if (cuda_debug())
+    if (cuda_debug() || e != cudaErrorMemoryAllocation) /* in the rank's log: the end of a run */
         fprintf(stderr, "%s:%d: %s: %s\n", file, line, cudaGetErrorName(e), cudaGetErrorString(e));
     return e == cudaErrorMemoryAllocation ? -ENOMEM : -EIO;
 }

@@ -128,6 +128,11 @@ static void exits(struct fixture *f, uint64_t job, uint32_t attempt, int code, i
     step(f, &ev);
 }
 
+static enum event_code answer(const struct fixture *f)
+{
+    return find(f, FX_REPLY)->reply.code;
+}
+
 static enum job_state state_of(const struct fixture *f, uint64_t job)
 {
     return (enum job_state)core_job(f->c, job)->state;
@@ -253,6 +258,88 @@ static void test_a_fault_does_not_undo_a_result_or_a_cancel(void **state)
     fault(&f, B, 95);
     exits(&f, job, 1, 0, 9);
     assert_int_equal(state_of(&f, job), JOB_CANCELLED);
+    teardown(&f);
+}
+
+/* The rank dies of its GPU and says so before NVML does: the record waits, the devices
+ * are not given out, and the fault is named when it comes. */
+static void test_an_exit_waits_for_a_fault(void **state)
+{
+    static const struct {
+        int code, signal;
+    } ends[] = {{1, 0}, {0, 6}, {JOB_EXIT_PEER, 0}};
+    struct fixture f;
+
+    (void)state;
+    for (size_t i = 0; i < ARRAY_LEN(ends); i++) {
+        setup(&f);
+        const uint64_t job = submit(&f, 2, JOB_GPU);
+        exits(&f, job, 1, ends[i].code, ends[i].signal);
+        assert_int_equal(answer(&f), EVENT_RETRY);
+        assert_int_equal(state_of(&f, job), JOB_COMPLETING);
+        assert_int_equal(at(&f, A).state, CORE_DEVICE_USED);
+        assert_string_equal(core_job(f.c, job)->error, "CUDA said no");
+        later(&f, 2);
+        exits(&f, job, 1, ends[i].code, ends[i].signal);
+        assert_int_equal(answer(&f), EVENT_RETRY);
+        fault(&f, B, 79);
+        assert_null(find(&f, FX_KILL)); /* nobody is left but the supervisor, with reports */
+        exits(&f, job, 1, ends[i].code, ends[i].signal);
+        assert_int_equal(answer(&f), EVENT_OK);
+        const struct attempt *a = &find(&f, FX_ATTEMPT)->attempt;
+        assert_int_equal(a->state, JOB_NODE_FAIL);
+        assert_int_equal(a->first_rank, 1);
+        assert_non_null(strstr(a->error, "rank 1: GPU-bbbb"));
+        assert_int_equal(state_of(&f, job), JOB_PENDING);
+        assert_int_equal(at(&f, B).state, CORE_DEVICE_FENCED);
+        later(&f, 100); /* two are wanted, one is left */
+        assert_int_equal(state_of(&f, job), JOB_PENDING);
+        teardown(&f);
+    }
+}
+
+static void test_an_exit_waits_no_longer_than_that(void **state)
+{
+    struct fixture f;
+
+    (void)state;
+    setup(&f);
+    uint64_t job = submit(&f, 1, JOB_GPU);
+    exits(&f, job, 1, 1, 0);
+    later(&f, CORE_FAULT_S);
+    assert_int_equal(state_of(&f, job), JOB_COMPLETING); /* until it is handed in again */
+    exits(&f, job, 1, 1, 0);
+    assert_int_equal(answer(&f), EVENT_OK);
+    assert_int_equal(state_of(&f, job), JOB_FAILED);
+    assert_string_equal(core_job(f.c, job)->error, "CUDA said no");
+
+    job = submit(&f, 1, JOB_GPU); /* what no GPU is to blame for does not wait */
+    exits(&f, job, 1, JOB_EXIT_OOM, 0);
+    assert_int_equal(state_of(&f, job), JOB_OUT_OF_MEMORY);
+    job = submit(&f, 1, JOB_GPU);
+    exits(&f, job, 1, 0, 0);
+    assert_int_equal(state_of(&f, job), JOB_COMPLETED);
+    job = submit(&f, 1, JOB_GPU);
+    exits(&f, job, 1, 1, 0);
+    struct event ev = request(&f, EV_CANCEL);
+    ev.cancel.job = job;
+    ev.cancel.now = true;
+    step(&f, &ev);
+    exits(&f, job, 1, 1, 0);
+    assert_int_equal(state_of(&f, job), JOB_CANCELLED);
+
+    /* The supervisor died meanwhile, and another one hands the record in. */
+    job = submit(&f, 1, JOB_GPU);
+    exits(&f, job, 1, 1, 0);
+    step(&f, &(struct event){.kind = EV_GANG_EXITED,
+                             .gang = {.job = job, .attempt = 1, .exit = {.code = 1}}});
+    assert_true(find(&f, FX_LAUNCH)->launch.drain);
+    fault(&f, A, 48);
+    assert_null(find(&f, FX_KILL));
+    exits(&f, job, 1, 1, 0);
+    assert_int_equal(answer(&f), EVENT_OK);
+    assert_int_equal(find(&f, FX_ATTEMPT)->attempt.state, JOB_NODE_FAIL);
+    assert_int_equal(state_of(&f, job), JOB_PENDING);
     teardown(&f);
 }
 
@@ -390,6 +477,8 @@ int main(void)
         cmocka_unit_test(test_a_cpu_slot_is_free_at_once),
         cmocka_unit_test(test_a_fault_moves_the_job),
         cmocka_unit_test(test_a_fault_does_not_undo_a_result_or_a_cancel),
+        cmocka_unit_test(test_an_exit_waits_for_a_fault),
+        cmocka_unit_test(test_an_exit_waits_no_longer_than_that),
         cmocka_unit_test(test_a_fault_is_remembered),
         cmocka_unit_test(test_an_unfit_gpu_says_why),
         cmocka_unit_test(test_neighbours_go_together),

@@ -1,16 +1,18 @@
 """gpu_faults.py BUILD - real training on simulated GPUs (backend sim) under a management library
 that plays a file: `device_type: auto` takes GPUs, every rank has the one it was given, `devices`
 and `watch` show them; an Xid in mid-training fences the GPU and names it, and the job ends on
-another one with the bytes of a run that was left alone; the driver hangs meanwhile."""
+another one with the bytes of a run that was left alone; the driver hangs meanwhile. The same when
+the rank has died of its GPU before the driver says a word."""
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
-from rig import ROOT, Rig
+from rig import ROOT, Rig, kill
 
 BUILD = Path(sys.argv[1]).resolve()
 if not (BUILD / 'kernels/kn_sim.so').exists():
@@ -94,6 +96,22 @@ try:
     assert shown['attempts'][1]['resume_step'] >= 2, shown
     for name in ('adapter_model.safetensors', 'checkpoint-8/state.safetensors'):
         assert (rig.dir / 'alone' / name).read_bytes() == (rig.dir / 'moved' / name).read_bytes(), name
+
+    # The rank is dead and its record is there; then the driver says why.
+    job = submit(rig, 'died')
+    until('two steps', lambda: rig.show(job)['step'] >= 2)
+    assert rig.show(job)['device_names'] == [UUIDS[0], UUIDS[2]], rig.show(job)
+    kill(rig.gang(job, 1)['ranks'][1], signal.SIGABRT)
+    until('its end', lambda: rig.show(job)['state'] == 'COMPLETING', 20)
+    lost = [f'event 1 {UUIDS[1]} xid 79', f'set {UUIDS[1]} lost 1']
+    world.play(*lost, f'event 2 {UUIDS[2]} ecc')
+    first = until('a verdict', lambda: (lambda s: s['state'] == 'PENDING' and s['attempts'][0])(rig.show(job)), 20)
+    assert first['state'] == 'NODE_FAIL' and first['error'].startswith(f'rank 1: {UUIDS[2]}: uncorrectable'), first
+    assert devices(rig)[UUIDS[2]]['state'] == 'FENCED'
+    rig.ctl('undrain', UUIDS[2])  # it was reset
+    assert done(rig, job)['attempt'] == 2
+    for name in ('adapter_model.safetensors', 'checkpoint-8/state.safetensors'):
+        assert (rig.dir / 'alone' / name).read_bytes() == (rig.dir / 'died' / name).read_bytes(), name
 
     table = rig.ctl('devices').stdout
     assert 'Xid 79' in table and UUIDS[1] in table and '40.0 GiB' in table, table

@@ -335,6 +335,29 @@ static void test_hardware_that_fails(void **state)
     json_decref(o);
 }
 
+/* A rank dies of its GPU before NVML says so: the fault is named when it comes, and without
+ * one the job is the one to blame. */
+static void test_a_rank_that_dies_first(void **state)
+{
+    struct world *w = *state;
+    json_t *o, *a;
+
+    begin(w, TWO);
+    const uint64_t job = submit(w, 1, "gpu", 1, "{\"play\":{\"steps\":2,\"end\":\"fail\"}}");
+    world_wait_for(w, job, "COMPLETING", 2);
+    play(TWO "event 1 " A " xid 48\n");
+    wait_device(w, A, "FENCED", "Xid 48");
+    world_wait_for(w, job, "FAILED", 2); /* the next attempt's end, on a GPU that is well */
+    o = world_show(w, job);
+    assert_int_equal(world_int_of(o, "attempt"), 2);
+    a = json_array_get(json_object_get(o, "attempts"), 0);
+    assert_string_equal(world_text_of(a, "state"), "NODE_FAIL");
+    assert_non_null(strstr(world_text_of(a, "error"), "rank 0: " A ": Xid 48"));
+    a = json_array_get(json_object_get(o, "attempts"), 1);
+    assert_string_equal(world_text_of(a, "state"), "FAILED");
+    json_decref(o);
+}
+
 /* The driver hangs in a call: the daemon answers, what trains trains on, nothing new is
  * placed there; and it stops in good time. */
 static void test_a_driver_that_hangs(void **state)
@@ -417,10 +440,15 @@ int main(void)
 {
 #define TEST(f) cmocka_unit_test_setup_teardown(f, world_setup, world_teardown)
     const struct CMUnitTest tests[] = {
-        TEST(test_what_is_there),        TEST(test_a_job_on_gpus),
-        TEST(test_hardware_that_fails),  TEST(test_other_peoples_processes),
-        TEST(test_a_driver_that_hangs),  TEST(test_drivers_that_refuse),
-        TEST(test_a_build_for_the_cpu),  TEST(test_a_module_that_cannot_be_used),
+        TEST(test_what_is_there),
+        TEST(test_a_job_on_gpus),
+        TEST(test_hardware_that_fails),
+        TEST(test_other_peoples_processes),
+        TEST(test_a_rank_that_dies_first),
+        TEST(test_a_driver_that_hangs),
+        TEST(test_drivers_that_refuse),
+        TEST(test_a_build_for_the_cpu),
+        TEST(test_a_module_that_cannot_be_used),
         TEST(test_cuda_visible_devices),
     };
     int fd, r;

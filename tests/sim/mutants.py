@@ -57,13 +57,15 @@ MUTANTS = {
     'fault_not_stored': ('core_device.c', 'd->fault = ev->code;\n    core_write_device(c, d, fx);',
                          'd->fault = ev->code;'),
     'gang_trains_on_after_a_fault': (
-        'core_gang.c', 'core_touch(c, n);\n    tell(c, l, FX_KILL, fx);',
-        'core_touch(c, n);'),
+        'core_fault.c', 'event_add(fx, FX_KILL)->gang_ref =\n        (struct fx_gang_ref){.job',
+        '(void)(struct fx_gang_ref){.job'),
     'gang_trains_on_after_fault_and_restart': (
-        'core_gang.c', 'tell_want(c, l, fx);\n        adopt_fault(c, l, fx);',
+        'core_gang.c', 'tell_want(c, l, fx);\n        core_fault_adopt(c, l, fx);',
         'tell_want(c, l, fx);'),
     'job_fails_for_a_fault': (
         'core_gang.c', 'if (faulted)\n        return fault_verdict(j);', ''),
+    'failed_before_its_gpu_is_blamed': (
+        'core_worker.c', 'if (core_fault_awaited(c, l, &ev->exit_record, fx))', 'if (0)'),
     'faulted_device_given_out': ('place.c', 'return d->fenced || d->unfit || d->fault;',
                                  'return d->fenced || d->unfit;'),
     'foreign_gpu_given_out_at_once': (
@@ -80,7 +82,7 @@ MUTANTS = {
     'output_dir_shared': ('core_client.c', 'if (!owner)\n        return false;',
                           'return false;'),
 }
-CORE = ['core.c', 'core_client.c', 'core_device.c', 'core_gang.c', 'core_jobs.c',
+CORE = ['core.c', 'core_client.c', 'core_device.c', 'core_fault.c', 'core_gang.c', 'core_jobs.c',
         'core_live.c', 'core_recall.c', 'core_restore.c', 'core_view.c',
         'core_worker.c', 'event.c', 'fault.c', 'job.c', 'place.c', 'queue.c', 'request.c', 'thin.c']
 SIM = ['disk.c', 'gangs.c', 'world.c', 'test_core_sim.c']

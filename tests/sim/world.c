@@ -257,6 +257,32 @@ static void check_fault(const struct world *w, const struct attempt *a)
                      job_state_name(a->state), world_device(g->device[i]));
 }
 
+/* A rank may die of its GPU before NVML says so: such an end is not hasty. (The core's
+ * clock may be a second ahead.) */
+static void check_haste(const struct world *w, const struct attempt *a)
+{
+    const struct world_gang *g = world_gang((struct world *)w, a->job, a->attempt, false);
+    const struct job *row = &w->disk.job[a->job].row;
+
+    if (row->state != JOB_FAILED || a->state != JOB_FAILED || row->attempt != a->attempt || !g ||
+        !g->sup || !g->has_exit || row->type != JOB_GPU || row->want != JOB_WANT_RUN ||
+        g->said_life != w->life + 1)
+        return;
+    if (w->now_ns - g->said_ns < (CORE_FAULT_S - 1) * 1000000000LL)
+        fail_msg("job %llu: attempt %u ended FAILED before its GPU could be blamed", ID(a->job),
+                 a->attempt);
+}
+
+static void note_exit(struct world *w, const struct world_mail *m)
+{
+    struct world_gang *g = &w->gang[m->who];
+
+    if (m->kind != MAIL_EXIT || m->bad_token || g->said_life == w->life + 1)
+        return;
+    g->said_life = w->life + 1;
+    g->said_ns = w->now_ns;
+}
+
 static void apply(struct world *w, const struct effects *fx)
 {
     for (size_t i = 0; i < fx->n; i++)
@@ -266,8 +292,10 @@ static void apply(struct world *w, const struct effects *fx)
         print_message("        === %zu rows are durable\n", fx->rows);
     disk_apply(&w->disk, fx);
     for (size_t i = 0; i < fx->n; i++)
-        if (fx->v[i].kind == FX_ATTEMPT && !job_has_gang(fx->v[i].attempt.state))
+        if (fx->v[i].kind == FX_ATTEMPT && !job_has_gang(fx->v[i].attempt.state)) {
             judge(w, &fx->v[i].attempt);
+            check_haste(w, &fx->v[i].attempt);
+        }
 }
 
 static void seal(struct world *w)
@@ -524,6 +552,7 @@ static void deliver(struct world *w)
         break;
     default:
         world_gang_event(w, &m, &ev, rows, vals);
+        note_exit(w, &m);
         break;
     }
     step(w, &ev);

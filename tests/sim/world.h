@@ -38,6 +38,8 @@ struct world_gang {
     bool has_exit, ending; /* exit.json is there; or will be                           */
     bool launch_failed, rows_lost, judged, seen_over;
     struct event_exit exit;
+    int64_t said_ns;    /* when its record first reached the daemon ...                */
+    unsigned said_life; /* ... of this life; 0: it did not                             */
     uint8_t phase;
     int64_t start, step, steps;
     struct world_spool spool[WORLD_SPOOL];

@@ -15,6 +15,7 @@
 
 #include <jansson.h>
 
+#include "proto/device_lock.h"
 #include "proto/sha256.h"
 
 const char config_usage[] =
@@ -351,7 +352,6 @@ static int read_file(struct config *c, struct err *err)
 int config_read(int argc, char **argv, struct config **ret, struct err *err)
 {
     struct config *c = calloc(1, sizeof *c);
-    const char *devices = getenv("ALIGND_DEVICES_DIR");
     int r;
 
     if (!c)
@@ -367,8 +367,8 @@ int config_read(int argc, char **argv, struct config **ret, struct err *err)
         r = read_file(c, err);
     c->memory_keep_s = c->file.memory_keep_s ? c->file.memory_keep_s : CONFIG_MEMORY_KEEP_S;
     if (r == 0 && !c->devices_dir[0])
-        r = copy(c->devices_dir, sizeof c->devices_dir,
-                 devices && *devices ? devices : "/tmp/alignd-devices", "ALIGND_DEVICES_DIR", err);
+        r = copy(c->devices_dir, sizeof c->devices_dir, device_lock_folder(), "ALIGND_DEVICES_DIR",
+                 err);
     if (r == 0)
         r = absolute(c->devices_dir, "--devices-dir", err);
     if (r == 0 && !c->worker[0])

@@ -8,8 +8,8 @@
 #include <unistd.h>
 
 #include "daemon/alignd.h"
-#include "daemon/devices.h"
 #include "daemon/gpus.h"
+#include "proto/device_lock.h"
 #include "proto/log.h"
 
 enum {
@@ -246,7 +246,7 @@ static bool taken(struct gang *g)
 
     for (uint32_t i = 0; i < g->n_devices; i++) {
         if (used_by_another(g, g->devices[i]) ||
-            !devices_held(g->a->config->devices_dir, g->devices[i]))
+            !device_lock_held(g->a->config->devices_dir, g->devices[i]))
             continue;
         any = true;
         loop_device_is_foreign(g->a, g->devices[i]);

@@ -140,7 +140,7 @@ size_t gpu_visible(const struct gpu_visible_env *env, const char *const *uuids,
     if (!why || (k == n && !p.mig))
         return k;
     (void)snprintf(
-        note, size, "%s leaves %zu of %zu GPUs%s%s", why, k, n,
+        note, size, "%s leaves %zu of %zu GPU%s%s%s", why, k, n, n == 1 ? "" : "s",
         p.mig ? "; MIG instances are not used" : "",
         p.indices && !alike(names, n) &&
                 !(env->cuda_device_order && strcmp(env->cuda_device_order, "PCI_BUS_ID") == 0)

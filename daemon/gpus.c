@@ -29,7 +29,7 @@ enum {
 
 struct card { /* a GPU that was seen and that alignd may use */
     struct nvml_gpu g;
-    bool gone, locked; /* locked: by another alignd's gang                             */
+    bool gone, locked; /* locked: not by a gang of ours                                 */
     bool foreign, unfit;
     uint16_t order; /* among those that NVML sees                                       */
     char note[160];
@@ -82,6 +82,15 @@ static void say_other(struct card *c, const struct gpu_watch_gpu *g, uint32_t i,
                        rest);
 }
 
+/* The process may not have come to its GPU yet, or not be one of this namespace. */
+static void say_locked(const struct alignd *a, struct card *c)
+{
+    char who[DEVICE_LOCK_WHO];
+
+    device_lock_who(a->config->devices_dir, c->g.uuid, who, sizeof who);
+    (void)snprintf(c->note, sizeof c->note, "%s has its lock", who);
+}
+
 /* Others' processes on it. One whose number this namespace does not show may be a rank
  * that has just ended, or one of ours: it counts when no gang of ours is there, and it
  * was there the last time too. */
@@ -107,7 +116,7 @@ static void judge_processes(const struct alignd *a, struct card *c, const struct
     if (others > 0)
         say_other(c, g, first, others - 1);
     else if (c->locked)
-        (void)snprintf(c->note, sizeof c->note, "another alignd's gang has it");
+        say_locked(a, c);
 }
 
 /* ---- what the core hears ---- */
@@ -294,8 +303,8 @@ static void set_state(struct gpus *s)
     else if (n->state == GPU_WATCH_REFUSED)
         log_error("devices", "%s", n->why);
     else if (n->state == GPU_WATCH_OK)
-        log_info("devices", "NVIDIA's driver %s answers: %zu GPUs%s", n->driver, n->n_gpus,
-                 n->no_events ? ", no events" : "");
+        log_info("devices", "NVIDIA's driver %s answers: %zu GPU%s%s", n->driver, n->n_gpus,
+                 n->n_gpus == 1 ? "" : "s", n->no_events ? ", no events" : "");
     s->state = n->state;
 }
 
@@ -349,7 +358,7 @@ static void look_at_locks(struct alignd *a)
 
     for (size_t i = 0; i < s->n; i++)
         s->card[i].locked = !gangs_use_device(a, s->card[i].g.uuid) &&
-                            devices_held(a->config->devices_dir, s->card[i].g.uuid);
+                            device_lock_held(a->config->devices_dir, s->card[i].g.uuid);
 }
 
 void gpus_tick(struct alignd *a)
@@ -370,7 +379,7 @@ void gpus_locked(struct alignd *a, const char *name)
     if (!c || c->foreign)
         return;
     c->locked = c->foreign = true;
-    (void)snprintf(c->note, sizeof c->note, "another alignd's gang has it");
+    say_locked(a, c);
     tell(a, c);
 }
 

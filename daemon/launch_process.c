@@ -18,9 +18,9 @@
 
 #include <jansson.h>
 
-#include "daemon/devices.h"
 #include "proto/atomic_file.h"
 #include "proto/buf.h"
+#include "proto/device_lock.h"
 #include "proto/proc.h"
 
 extern char **environ;
@@ -414,7 +414,7 @@ static int inherited_make(const struct launch *l, const struct launch_gang *g, i
         return err_set(err, -EIO, "supervisor.log: %s", strerror(errno));
     h->log = raised(fd);
     for (uint32_t i = 0; i < g->n_devices && !g->drain; i++) {
-        fd = devices_lock(l->devices_dir, g->devices[i], err);
+        fd = device_lock_take(l->devices_dir, g->devices[i], err);
         if (fd >= 0)
             fd = raised(fd);
         if (fd < 0)

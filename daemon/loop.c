@@ -141,12 +141,15 @@ static void device_name(int i, char name[DEVICES_NAME])
 
 static void tell_device(struct alignd *a, int i)
 {
-    char name[DEVICES_NAME];
+    const bool foreign = a->device_foreign[i];
+    char name[DEVICES_NAME], who[DEVICE_LOCK_WHO];
     struct event ev = {.kind = EV_DEVICE};
 
     device_name(i, name);
-    ev.device =
-        (struct event_device){.name = name, .type = JOB_CPU, .foreign = a->device_foreign[i]};
+    if (foreign)
+        device_lock_who(a->config->devices_dir, name, who, sizeof who);
+    ev.device = (struct event_device){
+        .name = name, .type = JOB_CPU, .foreign = foreign, .note = foreign ? who : NULL};
     effects_step(a, &ev);
 }
 
@@ -171,7 +174,7 @@ static void look_at_devices(struct alignd *a)
         char name[DEVICES_NAME];
         bool held;
         device_name(i, name);
-        held = !gangs_use_device(a, name) && devices_held(a->config->devices_dir, name);
+        held = !gangs_use_device(a, name) && device_lock_held(a->config->devices_dir, name);
         if (held == a->device_foreign[i])
             continue;
         a->device_foreign[i] = held;
@@ -343,7 +346,7 @@ static int reconcile(struct alignd *a, struct err *err)
             for (uint32_t d = 0; d < g.n_devices; d++)
                 ours = ours || !strcmp(g.devices[d], name);
         }
-        a->device_foreign[i] = !ours && devices_held(a->config->devices_dir, name);
+        a->device_foreign[i] = !ours && device_lock_held(a->config->devices_dir, name);
         tell_device(a, i);
     }
     r = gangs_reconcile(a, err);
@@ -401,7 +404,7 @@ static int start(struct alignd *a, struct err *err)
     a->threads_per_device = devices_usable_cores() / a->config->cpu_slots;
     if (a->threads_per_device < 1)
         a->threads_per_device = 1;
-    r = devices_prepare(a->config->devices_dir, err);
+    r = device_lock_prepare(a->config->devices_dir, err);
     if (r == 0)
         r = store_open(a->config->local, &a->store, err);
     if (r == 0)

@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "proto/atomic_file.h"
+#include "worker/claim.h"
 #include "worker/device.h"
 #include "worker/folder.h"
 #include "worker/gang.h"
@@ -26,6 +27,7 @@ struct standalone {
     struct job_file *job;
     struct spec *spec; /* the job's, placed                                         */
     struct device_set devices;
+    struct claim claim;
     char gang_dir[LIMIT_PATH];
     int dir_fd, lock_fd;
     uint32_t attempt;
@@ -263,6 +265,13 @@ static int check_devices(struct standalone *s, struct err *err)
     if (r == 0 && !s->devices.gpu && s->spec->device_type == SPEC_DEVICE_AUTO && host_gpus() > 0)
         say(s, "trains on the CPU; %d GPU%s seen, but: %s", host_gpus(),
             host_gpus() == 1 ? "" : "s", s->devices.why);
+    return r;
+}
+
+static int claim(struct standalone *s, struct err *err)
+{
+    const int r = claim_take(&s->claim, &s->devices, s->spec->devices, err);
+
     for (int i = 0; r == 0 && s->devices.gpu && i < s->spec->devices; i++)
         say(s, "rank %d: %s, %s", i, s->devices.v[i].name, s->devices.v[i].uuid);
     return r;
@@ -290,9 +299,12 @@ int standalone_run(const struct standalone_opts *o, struct job_file *job, struct
         return RUN_EXIT_DONE;
     }
     if (r == 0)
+        r = claim(&s, err);
+    if (r == 0)
         r = lock(&s, err);
     if (r == 0)
         code = train(&s, err);
+    claim_release(&s.claim);
     if (s.lock_fd >= 0)
         close(s.lock_fd);
     if (s.dir_fd >= 0)

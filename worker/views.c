@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "proto/buf.h"
+#include "worker/claim.h"
 #include "worker/dataset.h"
 #include "worker/dataview.h"
 #include "worker/device.h"
@@ -243,6 +244,7 @@ static json_t *try_document(const struct spec *spec, const struct try_result *t)
 
 int views_try(const struct job_args *a, char **ret_json)
 {
+    struct claim claim = {.n = 0};
     struct device_set devices;
     struct try_result result;
     struct job_file job;
@@ -255,8 +257,11 @@ int views_try(const struct job_args *a, char **ret_json)
     r = device_look(job.spec, &devices, &err);
     device_settle(job.spec, devices.gpu);
     if (r == 0)
+        r = claim_take(&claim, &devices, 1, &err);
+    if (r == 0)
         r = try_run(job.spec, &devices,
                     host_threads(job.spec->threads_per_device, job.spec->devices), &result, &err);
+    claim_release(&claim);
     if (r < 0)
         (void)job_file_data_problem(&job, job.spec, err.text);
     json_t *o = r == 0 ? try_document(job.spec, &result) : json_object();

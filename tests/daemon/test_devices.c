@@ -20,32 +20,32 @@ static void locks(void **state)
     (void)state;
     assert_non_null(mkdtemp(base));
     snprintf(dir, sizeof dir, "%s/d", base);
-    assert_int_equal(devices_prepare(dir, &err), 0);
-    assert_int_equal(devices_prepare(dir, &err), 0);
+    assert_int_equal(device_lock_prepare(dir, &err), 0);
+    assert_int_equal(device_lock_prepare(dir, &err), 0);
     assert_int_equal(stat(dir, &st), 0);
     assert_int_equal(st.st_mode & 07777, 01777);
 
-    assert_false(devices_held(dir, "cpu:0"));
-    fd = devices_lock(dir, "cpu:0", &err);
+    assert_false(device_lock_held(dir, "cpu:0"));
+    fd = device_lock_take(dir, "cpu:0", &err);
     assert_true(fd >= 0);
-    assert_true(devices_held(dir, "cpu:0"));
-    assert_false(devices_held(dir, "cpu:1"));
-    assert_int_equal(devices_lock(dir, "cpu:0", &err), -EBUSY);
+    assert_true(device_lock_held(dir, "cpu:0"));
+    assert_false(device_lock_held(dir, "cpu:1"));
+    assert_int_equal(device_lock_take(dir, "cpu:0", &err), -EBUSY);
     assert_non_null(err.text);
     close(fd);
-    assert_false(devices_held(dir, "cpu:0"));
-    fd = devices_lock(dir, "cpu:0", &err);
+    assert_false(device_lock_held(dir, "cpu:0"));
+    fd = device_lock_take(dir, "cpu:0", &err);
     assert_true(fd >= 0);
     close(fd);
 
-    assert_int_equal(devices_lock(dir, "../x", &err), -EINVAL);
-    assert_int_equal(devices_lock(dir, "", &err), -EINVAL);
-    assert_int_equal(devices_lock(dir, ".x", &err), -EINVAL);
+    assert_int_equal(device_lock_take(dir, "../x", &err), -EINVAL);
+    assert_int_equal(device_lock_take(dir, "", &err), -EINVAL);
+    assert_int_equal(device_lock_take(dir, ".x", &err), -EINVAL);
 
     /* A link where a lock file should be is not followed. */
     snprintf(path, sizeof path, "%s/gpu:0.lock", dir);
     assert_int_equal(symlink("/etc/passwd", path), 0);
-    assert_true(devices_lock(dir, "gpu:0", &err) < 0);
+    assert_true(device_lock_take(dir, "gpu:0", &err) < 0);
     unlink(path);
     for (int i = 0; i < 2; i++) {
         snprintf(path, sizeof path, "%s/cpu:%d.lock", dir, i);
@@ -55,7 +55,7 @@ static void locks(void **state)
 
     fd = open(dir, O_WRONLY | O_CREAT, 0600);
     close(fd);
-    assert_int_equal(devices_prepare(dir, &err), -ENOTDIR);
+    assert_int_equal(device_lock_prepare(dir, &err), -ENOTDIR);
     unlink(dir);
     assert_int_equal(rmdir(base), 0);
 }

@@ -93,7 +93,7 @@ try:
     first = shown['attempts'][0]
     assert shown['attempt'] == 2 and first['state'] == 'NODE_FAIL', shown
     assert first['error'] == f'rank 1: {UUIDS[1]}: Xid 79: the GPU has fallen off the bus', first
-    assert shown['attempts'][1]['resume_step'] >= 2, shown
+    assert shown['attempts'][1]['resume_step'] >= 1, shown  # step 2 is told before it is saved
     for name in ('adapter_model.safetensors', 'checkpoint-8/state.safetensors'):
         assert (rig.dir / 'alone' / name).read_bytes() == (rig.dir / 'moved' / name).read_bytes(), name
 

@@ -234,7 +234,8 @@ void recalls_newest(struct alignd *a, uint64_t request, uint32_t uid);
 void recalls_list(struct alignd *a, uint64_t request, const struct msg_list *l, int64_t uid);
 
 /* ---- gangs.c ---- */
-int gangs_reconcile(struct alignd *a, struct err *err); /* at start; may block            */
+int gangs_find(struct alignd *a, struct err *err);      /* at start: who lives; may block      */
+int gangs_reconcile(struct alignd *a, struct err *err); /* then: the core hears of it; may block */
 void gangs_launch(struct alignd *a, const struct fx_launch *l);
 void gangs_stop(struct alignd *a, uint64_t job, uint32_t attempt);
 void gangs_kill(struct alignd *a, uint64_t job, uint32_t attempt);

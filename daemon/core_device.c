@@ -112,6 +112,10 @@ void core_device_event(struct core *c, const struct event_device *ev, struct eff
         d->fenced = ev->fenced;
     if (d->fenced != was_fenced)
         core_write_device(c, d, fx);
+    for (size_t i = 0; i < c->n_live && d->fenced && !was_fenced; i++)
+        for (uint32_t k = 0; c->live[i]->node && k < c->live[i]->n_devices; k++)
+            if (&c->device[c->live[i]->device[k]] == d)
+                core_fault_stuck(c, c->live[i], fx);
     core_device_changed(c);
 }
 

@@ -56,6 +56,28 @@ void core_fault_adopt(struct core *c, struct core_live *l, struct effects *fx)
             core_gang_fault(c, l, i, fx);
 }
 
+/* A process of it outlives SIGKILL, and so its supervisor: nobody trains any more. */
+void core_fault_stuck(struct core *c, struct core_live *l, struct effects *fx)
+{
+    completing(c, l, fx);
+}
+
+bool core_fault_why_stuck(const struct core *c, const struct core_live *l, char *text, size_t size)
+{
+    for (uint32_t i = 0; i < l->n_devices; i++) {
+        const struct place_device *d = &c->device[l->device[i]];
+        if (!d->fenced)
+            continue;
+        if (text && size > 0)
+            (void)snprintf(text, size,
+                           "a process of it cannot be killed (it hangs in the kernel), and keeps "
+                           "%s%s; the job ends when it is gone",
+                           d->name, l->n_devices > 1 ? " and its other devices" : "");
+        return true;
+    }
+    return false;
+}
+
 /* A rank may die of its GPU before NVML says a word about it. So an end that would count
  * against the job waits, with its devices, for CORE_FAULT_S: until then the supervisor,
  * which has nothing else to do, is asked to come again. */

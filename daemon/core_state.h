@@ -139,6 +139,9 @@ void core_worker_event(struct core *c, const struct event *ev, struct effects *f
 bool core_fault_of(const struct core *c, const struct core_live *l); /* a device of it failed */
 void core_gang_fault(struct core *c, struct core_live *l, uint32_t rank, struct effects *fx);
 void core_fault_adopt(struct core *c, struct core_live *l, struct effects *fx);
+void core_fault_stuck(struct core *c, struct core_live *l, struct effects *fx);
+/* A process of it is known to outlive SIGKILL. text may be NULL. */
+bool core_fault_why_stuck(const struct core *c, const struct core_live *l, char *text, size_t size);
 bool core_fault_awaited(struct core *c, struct core_live *l, const struct event_exit *x,
                         struct effects *fx);
 

@@ -104,6 +104,9 @@ enum job_reason core_reason(const struct core *c, const struct job *j, char *tex
 {
     const struct core_node *n = (const struct core_node *)j;
 
+    if (job_has_gang((enum job_state)j->state) && n->live &&
+        core_fault_why_stuck(c, n->live, text, size))
+        return JOB_REASON_DEVICES_FENCED;
     if (j->state != JOB_PENDING) {
         if (size > 0 && text)
             (void)snprintf(text, size, "%s", j->error ? j->error : "");

@@ -616,9 +616,6 @@ static void found_folder(void *arg, uint64_t job, uint32_t attempt)
 
 static void reconcile_one(struct gang *g, bool known)
 {
-    launch_look(&g->a->launch, g->job, g->attempt, &g->look);
-    g->n_devices = g->look.n_devices;
-    memcpy(g->devices, g->look.devices, sizeof g->devices);
     g->launched = g->look.state == LAUNCH_ALIVE;
     switch (g->look.state) {
     case LAUNCH_ALIVE:
@@ -642,9 +639,8 @@ static void reconcile_one(struct gang *g, bool known)
         g->gone = true; /* only its folder is left */
 }
 
-int gangs_reconcile(struct alignd *a, struct err *err)
+int gangs_find(struct alignd *a, struct err *err)
 {
-    struct store_reader *db;
     int r;
 
     for (size_t i = 0; i < core_n_gangs(a->core); i++) {
@@ -655,6 +651,19 @@ int gangs_reconcile(struct alignd *a, struct err *err)
     r = launch_scan(&a->launch, found_folder, a);
     if (r < 0)
         return err_set(err, r, "cannot read %s: %s", a->launch.gangs_dir, strerror(-r));
+    for (struct gang *g = a->gangs; g; g = g->next) {
+        launch_look(&a->launch, g->job, g->attempt, &g->look);
+        g->n_devices = g->look.n_devices;
+        memcpy(g->devices, g->look.devices, sizeof g->devices);
+    }
+    return 0;
+}
+
+int gangs_reconcile(struct alignd *a, struct err *err)
+{
+    struct store_reader *db;
+    int r;
+
     r = store_reader_open(store_path(a->store), &db, err);
     if (r < 0)
         return r;

@@ -334,22 +334,17 @@ static int restore(struct alignd *a, struct err *err)
 
 static int reconcile(struct alignd *a, struct err *err)
 {
-    int r;
+    int r = gangs_find(a, err);
 
-    for (int i = 0; i < a->config->cpu_slots; i++) {
+    for (int i = 0; r == 0 && i < a->config->cpu_slots; i++) {
         char name[DEVICES_NAME];
-        struct core_gang g;
-        bool ours = false;
         device_name(i, name);
-        for (size_t k = 0; k < core_n_gangs(a->core) && !ours; k++) {
-            core_gang_at(a->core, k, &g);
-            for (uint32_t d = 0; d < g.n_devices; d++)
-                ours = ours || !strcmp(g.devices[d], name);
-        }
-        a->device_foreign[i] = !ours && device_lock_held(a->config->devices_dir, name);
+        a->device_foreign[i] =
+            !gangs_use_device(a, name) && device_lock_held(a->config->devices_dir, name);
         tell_device(a, i);
     }
-    r = gangs_reconcile(a, err);
+    if (r == 0)
+        r = gangs_reconcile(a, err);
     if (r == 0)
         gpus_tell(a);
     if (r == 0)

@@ -259,13 +259,13 @@ static struct read *read_new(struct alignd *a, enum read_kind kind, uint64_t req
         server_error(a, request, MSG_RETRY, "out of memory");
         return NULL;
     }
-    r->work.data = r;
-    r->a = a;
-    r->kind = kind;
-    r->request = request;
-    r->job = job;
-    r->newest = j ? j->attempt : 0;
-    r->step = j ? j->step : 0;
+    *r = (struct read){.work.data = r,
+                       .a = a,
+                       .kind = kind,
+                       .request = request,
+                       .job = job,
+                       .newest = j ? j->attempt : 0,
+                       .step = j ? j->step : 0};
     (void)feed_attempts(a, job, &r->attempts_version);
     strncpy(r->path, store_path(a->store), sizeof r->path - 1);
     return r;

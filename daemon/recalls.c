@@ -98,11 +98,8 @@ static struct recall *recall_new(struct alignd *a, enum recall_kind kind, uint64
         server_error(a, request, MSG_RETRY, "out of memory");
         return NULL;
     }
-    r->work.data = r;
-    r->a = a;
-    r->kind = kind;
-    r->request = request;
-    r->forgets = core_forgets(a->core);
+    *r = (struct recall){
+        .work.data = r, .a = a, .kind = kind, .request = request, .forgets = core_forgets(a->core)};
     strncpy(r->path, store_path(a->store), sizeof r->path - 1);
     return r;
 }

@@ -343,6 +343,31 @@ static void test_an_exit_waits_no_longer_than_that(void **state)
     teardown(&f);
 }
 
+/* A gang that hung while it trained, and that SIGKILL does not end: the job says so. */
+static void test_a_gang_that_cannot_be_killed(void **state)
+{
+    struct fixture f;
+    char why[512];
+    struct event ev = {.kind = EV_DEVICE, .device = {.name = B, .type = JOB_GPU, .fenced = true}};
+
+    (void)state;
+    setup(&f);
+    const uint64_t job = submit(&f, 2, JOB_GPU);
+    const uint64_t rev = core_job(f.c, job)->rev;
+    step(&f, &ev);
+    assert_int_equal(state_of(&f, job), JOB_COMPLETING);
+    assert_true(core_job(f.c, job)->rev > rev); /* watchers hear of it */
+    assert_int_equal(core_reason(f.c, core_job(f.c, job), why, sizeof(why)),
+                     JOB_REASON_DEVICES_FENCED);
+    assert_non_null(strstr(why, "cannot be killed"));
+    assert_non_null(strstr(why, B));
+    assert_null(find(&f, FX_KILL));
+    step(&f, &(struct event){.kind = EV_GANG_LOST, .gang = {.job = job, .attempt = 1}});
+    assert_int_equal(state_of(&f, job), JOB_PENDING);
+    assert_int_equal(at(&f, B).state, CORE_DEVICE_FREE);
+    teardown(&f);
+}
+
 /* The fence is stored: a new daemon knows it, kills what still trains there, and
  * forgets it after a reboot. */
 static void test_a_fault_is_remembered(void **state)
@@ -479,6 +504,7 @@ int main(void)
         cmocka_unit_test(test_a_fault_does_not_undo_a_result_or_a_cancel),
         cmocka_unit_test(test_an_exit_waits_for_a_fault),
         cmocka_unit_test(test_an_exit_waits_no_longer_than_that),
+        cmocka_unit_test(test_a_gang_that_cannot_be_killed),
         cmocka_unit_test(test_a_fault_is_remembered),
         cmocka_unit_test(test_an_unfit_gpu_says_why),
         cmocka_unit_test(test_neighbours_go_together),

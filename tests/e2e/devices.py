@@ -8,21 +8,11 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
-from rig import DEMO, Rig, alive, kill
+from rig import DEMO, Rig, alive, kill, until
 
 SETS = ['save_steps=100000', 'eval_steps=100000', 'train_batch_size=2', 'max_length=64',
         'eval={split_from_train: 8}', 'threads_per_device=1']
 FREEZER = Path('/sys/fs/cgroup/freezer')
-
-
-def until(what, true, timeout=60):
-    end = time.monotonic() + timeout
-    while True:
-        value = true()
-        if value:
-            return value
-        assert time.monotonic() < end, f'{what}: not within {timeout} s'
-        time.sleep(0.05)
 
 
 def submit(rig, name, steps, devices=2):
@@ -58,8 +48,8 @@ def drained(a):
     a.kill_daemon()
     a.up()
     assert states(a)[0] == ('DRAINED', 0), 'forgotten by a restart'
-    # The supervisor of `one` may still be leaving, with its device's lock.
-    until('cpu:1 is free', lambda: states(a) == [('DRAINED', 0), ('FREE', 0)], 20)
+    # The supervisor of `one` may still be leaving, with its device's lock: ours, not another's.
+    assert states(a) == [('DRAINED', 0), ('FREE', 0)], states(a)
     waits(a, both, 'DevicesDrained', '1 drained')
     assert a.ctl('drain', 'cpu:9', ok=False).returncode == 3
     a.ctl('undrain', 'cpu:0')
@@ -119,6 +109,9 @@ def fenced(a, b):
         waits(a, waiting, 'DevicesFenced', '0 free, 0 in use, 0 foreign, 2 fenced')
         assert 'FENCED' in a.ctl('devices').stdout
         assert a.state_of(job) == 'COMPLETING' and alive(pids['ranks'][0])
+        show = a.show(job)
+        assert show['reason'] == 'DevicesFenced' and 'cannot be killed' in show['reason_text'], show
+        assert 'cannot be killed' in a.ctl('list').stdout, a.ctl('list').stdout
         until('foreign to the other', lambda: states(b) == [('FOREIGN', 0)] * 2, 10)
         a.kill_daemon()
         a.up()

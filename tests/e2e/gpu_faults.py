@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
-from rig import ROOT, Rig, kill
+from rig import ROOT, Rig, kill, until
 
 BUILD = Path(sys.argv[1]).resolve()
 if not (BUILD / 'kernels/kn_sim.so').exists():
@@ -22,16 +22,6 @@ UUIDS = [f'GPU-63757369-6d2d-6465-7669-63653030{d}00' for d in ('30', '31', '32'
 SETS = ['max_steps=8', 'save_steps=1', 'eval_steps=100000', 'train_batch_size=2', 'max_length=48',
         'lora_r=4', 'device_type=auto', 'eval={split_from_train: 2}', 'devices=2', 'load_in_4bit=true',
         f'model_name_or_path={ROOT}/tests/data/tiny64']
-
-
-def until(what, true, timeout=120):
-    end = time.monotonic() + timeout
-    while True:
-        value = true()
-        if value:
-            return value
-        assert time.monotonic() < end, f'{what}: not within {timeout} s'
-        time.sleep(0.02)
 
 
 class World:

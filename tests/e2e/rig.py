@@ -131,6 +131,17 @@ def kill_gang(pids):
         kill(process)
 
 
+def until(what, true, timeout=60):
+    """Waits for it and returns what it is."""
+    end = time.monotonic() + timeout
+    while True:
+        value = true()
+        if value:
+            return value
+        assert time.monotonic() < end, f'{what}: not within {timeout} s'
+        time.sleep(0.02)
+
+
 TIMINGS = {'wall_ms', 'seq', 'n', 'attempt', 'step_seconds', 'samples_per_second', 'tokens_per_second',
            'eval_runtime', 'eval_samples_per_second', 'eval_steps_per_second', 'train_runtime',
            'train_samples_per_second', 'train_steps_per_second'}

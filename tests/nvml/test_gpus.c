@@ -354,7 +354,8 @@ static void test_a_rank_that_dies_first(void **state)
     assert_string_equal(world_text_of(a, "state"), "NODE_FAIL");
     assert_non_null(strstr(world_text_of(a, "error"), "rank 0: " A ": Xid 48"));
     json_decref(o);
-    world_wait_for(w, submit(w, 2, "gpu", 1, "{\"play\":{\"steps\":2,\"end\":\"fail\"}}"), "FAILED", 2);
+    const uint64_t next = submit(w, 2, "gpu", 1, "{\"play\":{\"steps\":2,\"end\":\"fail\"}}");
+    world_wait_for(w, next, "FAILED", 2);
     wait_device(w, B, "FREE", "");
 }
 

@@ -72,8 +72,7 @@ static int option(struct cli *cli, int argc, char **argv, int *at, const struct 
     if (!o && is_long)
         o = find_long(all, name, n);
     if (!o)
-        return err_set(&cli->err, CLI_USAGE, "%s has no option %.60s; see alignctl help %s",
-                       argv[0], a, argv[0]);
+        return err_set(&cli->err, CLI_USAGE, "%s has no option %.60s", argv[0], a);
     if (o->kind == ARGS_FLAG) {
         if (name[n])
             return err_set(&cli->err, CLI_USAGE, "%.60s: takes no value", a);
@@ -90,8 +89,8 @@ static int option(struct cli *cli, int argc, char **argv, int *at, const struct 
     return take(cli, o, value);
 }
 
-int args_parse(struct cli *cli, int argc, char **argv, const struct args_option *options,
-               const char **rest, size_t min_rest, size_t max_rest, size_t *n_rest)
+static int parse(struct cli *cli, int argc, char **argv, const struct args_option *options,
+                 const char **rest, size_t min_rest, size_t max_rest, size_t *n_rest)
 {
     size_t n = 0;
     bool ended = false;
@@ -103,19 +102,25 @@ int args_parse(struct cli *cli, int argc, char **argv, const struct args_option 
             if (r != CLI_OK)
                 return r;
         } else if (n == max_rest) {
-            return err_set(&cli->err, CLI_USAGE,
-                           "%s: `%.60s` is one too many; see alignctl help %s", argv[0], argv[i],
-                           argv[0]);
+            return err_set(&cli->err, CLI_USAGE, "%s: `%.60s` is one too many", argv[0], argv[i]);
         } else {
             rest[n++] = argv[i];
         }
     }
     if (n < min_rest)
-        return err_set(&cli->err, CLI_USAGE, "%s: something is missing; see alignctl help %s",
-                       argv[0], argv[0]);
+        return err_set(&cli->err, CLI_USAGE, "%s: something is missing", argv[0]);
     if (n_rest)
         *n_rest = n;
     return CLI_OK;
+}
+
+int args_parse(struct cli *cli, int argc, char **argv, const struct args_option *options,
+               const char **rest, size_t min_rest, size_t max_rest, size_t *n_rest)
+{
+    const int r = parse(cli, argc, argv, options, rest, min_rest, max_rest, n_rest);
+
+    cli->usage = r != CLI_OK;
+    return r;
 }
 
 int args_job(struct cli *cli, const char *text, unsigned long long *ret)

@@ -25,8 +25,13 @@ struct cli {
     bool utf8;         /* the locale's character set is UTF-8                          */
     bool live;         /* standard output is a terminal                                */
     FILE *out, *notes; /* answers; what a person should know beside them               */
+    bool usage;        /* the command line is wrong: its form is shown as well          */
     struct err err;    /* the sentence of a code that is not CLI_OK; "" = told already */
 };
+
+/* CLI_ERROR: what was printed did not arrive. Of a reader that has gone away (`| head`)
+ * there is nothing to say. */
+int cli_out_failed(struct cli *cli);
 
 struct cli_verb {
     const char *name;

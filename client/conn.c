@@ -66,8 +66,15 @@ int conn_host(struct cli *cli, char *buf, size_t room)
     (void)snprintf(sock, sizeof sock, "%s/control.sock", known ? folder : "");
     if (known && access(sock, F_OK) < 0 && local_folder(folder, elsewhere, sizeof elsewhere))
         (void)memcpy(folder, elsewhere, sizeof folder);
+    if (known && folder[0] != '/')
+        return err_set(&cli->err, CLI_USAGE,
+                       "the state folder (ALIGND_STATE, XDG_STATE_HOME/alignd or "
+                       "HOME/.local/state/alignd) is %.200s: must be an absolute path",
+                       folder);
     if (!known || snprintf(buf, room, "ipc://%s/control.sock", folder) >= (int)room)
-        return err_set(&cli->err, CLI_USAGE, "neither --host nor a home folder is known");
+        return err_set(
+            &cli->err, CLI_USAGE,
+            "no state folder is known: HOME is not set; set ALIGND_STATE to one, or give --host");
     return CLI_OK;
 }
 

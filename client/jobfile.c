@@ -72,11 +72,29 @@ int jobfile_from_text(struct cli *cli, const char *text, const struct args_sets 
     return find_base(cli, "-", f->base, sizeof f->base);
 }
 
+/* Is the value that this is about from the command line? */
+static bool is_of_set(const struct jobfile *f, const char *text)
+{
+    for (size_t i = 0; f->sets && i < f->sets->n; i++) {
+        const char *set = f->sets->v[i].text;
+        const size_t n = strcspn(set, "=");
+        if (strncmp(text, set, n) == 0 && (text[n] == ':' || text[n] == '.'))
+            return true;
+    }
+    return false;
+}
+
 static void tell(struct cli *cli, const struct jobfile *f, int line, bool warning, const char *text)
 {
     char plain[1200];
     (void)format_plain(plain, sizeof plain, text, sizeof plain);
     const char *name = strcmp(f->path, "-") == 0 ? "job" : f->path, *kind = warning ? "note: " : "";
+    if (line == 0 && strncmp(plain, "--set ", 6) == 0) {
+        (void)fprintf(cli->notes, "%s\n", plain);
+        return;
+    }
+    if (line == 0 && is_of_set(f, plain))
+        name = "--set";
     if (line > 0)
         (void)fprintf(cli->notes, "%s:%d: %s%s\n", name, line, kind, plain);
     else

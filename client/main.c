@@ -91,6 +91,13 @@ int main(int argc, char **argv)
     if (strcmp(argv[i], "help") == 0)
         return help(i + 1 < argc ? argv[i + 1] : NULL);
     const struct cli_verb *v = find(argv[i]);
+    if (!v && argv[i][0] == '-') {
+        (void)fprintf(stderr,
+                      "alignctl: before the verb there is no option %.60s; alignctl help lists "
+                      "verbs, alignctl help VERB its options\n",
+                      argv[i]);
+        return CLI_USAGE;
+    }
     if (!v) {
         (void)fprintf(stderr, "alignctl: there is no verb %.60s; alignctl help lists them\n",
                       argv[i]);
@@ -100,8 +107,10 @@ int main(int argc, char **argv)
         return help(v->name);
     int code = v->run(&cli, argc - i, argv + i);
     if (fflush(stdout) != 0 && code == CLI_OK)
-        code = err_set(&cli.err, CLI_ERROR, "cannot write to standard output");
+        code = cli_out_failed(&cli);
     if (code != CLI_OK && cli.err.text[0])
         (void)fprintf(stderr, "alignctl: %s\n", cli.err.text);
+    if (cli.usage)
+        (void)fprintf(stderr, "usage: alignctl %s %s\n", v->name, v->usage);
     return code;
 }

@@ -1,6 +1,7 @@
 /* verb_change.c - cancel, hold, release, drain, undrain. */
 #include <jansson.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "client/args.h"
 #include "client/conn.h"
@@ -23,18 +24,43 @@ static void print_done(struct cli *cli, uint64_t job, const char *state, const c
     json_decref(j);
 }
 
+/* What a hold, release, drain or undrain did, where the daemon has no more to say. */
+static const char *did(const struct msg *req, const struct msg_done *d, char *buf, size_t room)
+{
+    const unsigned long long id = (unsigned long long)d->job;
+    const char *s = d->state;
+
+    if (*d->text)
+        return d->text;
+    if (req->type == MSG_T_drain)
+        (void)snprintf(buf, room, "%.100s is given out %s", req->drain.device,
+                       req->drain.on ? "no more" : "again");
+    else if (!req->hold.on)
+        (void)snprintf(buf, room, "job %llu is not held", id);
+    else if (strcmp(s, "PENDING") == 0 || strcmp(s, "PREEMPTED") == 0)
+        (void)snprintf(buf, room, "job %llu is held until: alignctl release %llu", id, id);
+    else
+        (void)snprintf(buf, room,
+                       "job %llu is %.20s and goes on; should it be queued again, it waits until: "
+                       "alignctl release %llu",
+                       id, s, id);
+    return buf;
+}
+
 /* Sends a change and prints what the daemon says happened. */
 static int change(struct cli *cli, struct msg *req)
 {
     struct conn c = {0};
     struct msg *reply = NULL;
+    char text[240];
     int r = conn_open(cli, &c);
     if (r == CLI_OK)
         r = conn_call(cli, &c, req, &reply);
     conn_close(&c);
     if (r != CLI_OK)
         return r;
-    print_done(cli, reply->done.job, reply->done.state, reply->done.text, "");
+    print_done(cli, reply->done.job, reply->done.state, did(req, &reply->done, text, sizeof text),
+               "");
     codec_free(reply);
     return CLI_OK;
 }

@@ -143,8 +143,12 @@ static int verb_up(struct cli *cli, int argc, char **argv)
         return r;
     if (state && setenv("ALIGND_STATE", state, 1) < 0)
         return err_set(&cli->err, CLI_ERROR, "out of memory");
-    if (!conn_state_folder(folder, sizeof folder) || folder[0] != '/')
-        return err_set(&cli->err, CLI_USAGE, "--state, $ALIGND_STATE: must be an absolute path");
+    if (!conn_state_folder(folder, sizeof folder))
+        return err_set(&cli->err, CLI_USAGE,
+                       "no state folder is known: HOME is not set; give --state DIR");
+    if (folder[0] != '/')
+        return err_set(&cli->err, CLI_USAGE, "%s%.200s: must be an absolute path",
+                       state ? "--state " : "the state folder ", folder);
     (void)snprintf(log, sizeof log, "%s/alignd.log", folder);
     r = conn_open(cli, &c);
     if (r == CLI_OK)

@@ -183,7 +183,7 @@ static int loop(struct watch *w)
         tell_connection(w);
         if (ferror(w->cli->out)) {
             codec_free(news);
-            return err_set(&w->cli->err, CLI_ERROR, "cannot write to standard output");
+            return cli_out_failed(w->cli);
         }
         if (w->live && !more && (!news || follow_now_ms() - w->drawn_ms >= FRAME_MS))
             redraw(w);

@@ -52,7 +52,7 @@ static int log_page(struct cli *cli, struct conn *c, struct log_at *at, int64_t 
                       (unsigned long long)k->offset);
     print_chunk(cli, at->rank, k);
     if (ferror(cli->out))
-        r = err_set(&cli->err, CLI_ERROR, "cannot write to standard output");
+        r = cli_out_failed(cli);
     at->attempt = k->attempt;
     at->offset = k->offset + k->bytes.bytes;
     *ret_end = at->offset >= k->size || k->bytes.bytes == 0;
@@ -101,7 +101,7 @@ static int follow_log(struct cli *cli, struct conn *c, struct log_at *at, bool o
         if (r != CLI_OK)
             return r;
         if (fflush(cli->out) != 0)
-            return err_set(&cli->err, CLI_ERROR, "cannot write to standard output");
+            return cli_out_failed(cli);
         if (over && one_attempt)
             return CLI_OK;
         if (over)
@@ -214,7 +214,7 @@ static int all_pages(struct cli *cli, struct conn *c, uint64_t job, bool all)
             (void)fprintf(cli->notes, "job %llu has reported nothing%s\n", (unsigned long long)job,
                           p->thinned ? " that is still kept" : "");
         if (ferror(cli->out))
-            r = err_set(&cli->err, CLI_ERROR, "cannot write to standard output");
+            r = cli_out_failed(cli);
         more = p->more && p->last > since;
         since = p->last;
         codec_free(reply);
@@ -239,7 +239,7 @@ static int follow_rows(struct cli *cli, struct conn *c, uint64_t job)
         }
         codec_free(news);
         if (r == CLI_OK && ferror(cli->out))
-            r = err_set(&cli->err, CLI_ERROR, "cannot write to standard output");
+            r = cli_out_failed(cli);
     }
     follow_close(&f);
     return r;

@@ -347,8 +347,10 @@ static void on_hold(struct core *c, const struct event *ev, struct effects *fx)
     if (!n)
         return;
     if (job_is_over(n->job.state)) {
-        (void)snprintf(text, sizeof(text), "job %llu is %s", (unsigned long long)n->job.id,
-                       job_state_name(n->job.state));
+        (void)snprintf(text, sizeof(text),
+                       "job %llu is %s: only a job that has not ended can be %s",
+                       (unsigned long long)n->job.id, job_state_name(n->job.state),
+                       hold ? "held" : "released");
         answer(c, ev, fx, EVENT_BAD_STATE, n->job.id, text);
         return;
     }
@@ -364,14 +366,18 @@ static void on_hold(struct core *c, const struct event *ev, struct effects *fx)
 static void on_drain(struct core *c, const struct event *ev, struct effects *fx)
 {
     struct place_device *d = core_device_like(c, ev->drain.device);
+    char text[160];
 
     if (!ev->req.is_operator) {
         answer(c, ev, fx, EVENT_NOT_ALLOWED, 0, "only an operator may drain a device");
         return;
     }
     if (!d) {
-        answer(c, ev, fx, EVENT_NOT_FOUND, 0,
-               "there is no such device, or the beginning fits several");
+        (void)snprintf(
+            text, sizeof(text),
+            "no device is called %.70s, or several begin so: `alignctl devices` has them",
+            ev->drain.device);
+        answer(c, ev, fx, EVENT_NOT_FOUND, 0, text);
         return;
     }
     d->drained = ev->drain.on;

@@ -256,6 +256,7 @@ static int rank_verb(int argc, char **argv)
 
 int main(int argc, char **argv)
 {
+    char why[96];
     static const struct {
         const char *name;
         int (*verb)(int argc, char **argv);
@@ -276,5 +277,7 @@ int main(int argc, char **argv)
     for (size_t i = 0; argc >= 2 && i < sizeof verbs / sizeof verbs[0]; i++)
         if (strcmp(argv[1], verbs[i].name) == 0)
             return verbs[i].verb(argc - 1, argv + 1);
-    return complain(argc < 2 ? "what shall be done?" : "no such verb");
+    if (argc >= 2)
+        snprintf(why, sizeof why, "there is no verb %.60s", argv[1]);
+    return complain(argc < 2 ? "what shall be done?" : why);
 }

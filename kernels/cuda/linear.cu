@@ -7,8 +7,10 @@
  * B lies in the trailing columns of W's buffer, A in its trailing rows, block by
  * block when several parts are stacked. The extension has a fixed width per
  * weight: with the adapter off its columns are zero and the product is the same,
- * so the bits are those of B = 0. With dropout, S and dA see their own masked
- * copy of x, and dx's adapter part is masked and added in float32. */
+ * so the bits are those of B = 0. A bias stands in the last column, wherever the
+ * adapters end: its place in K decides what it is summed up with first. With
+ * dropout, S and dA see their own masked copy of x, and dx's adapter part is masked
+ * and added in float32. */
 #include "lora.cuh"
 
 namespace

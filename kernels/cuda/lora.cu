@@ -40,9 +40,9 @@ template <class T> __device__ static inline void put8(T *p, const float v[8], in
     }
 }
 
-/* Eight columns of the extension of W's row n: B's, the bias, zeros. */
+/* Eight columns of the extension of W's row n: B's, zeros, the bias. */
 __device__ static inline void extension8(float v[8], const lora_at &l, int64_t n, int64_t c,
-                                         const float *bias)
+                                         int64_t ext, const float *bias)
 {
     for (int e = 0; e < 8; e++)
         v[e] = 0.0f;
@@ -62,10 +62,8 @@ __device__ static inline void extension8(float v[8], const lora_at &l, int64_t n
                 v[e] = row[j];
         }
     }
-    for (int e = 0; e < 8; e++) {
-        if (bias && c + e == l.first[l.n_parts])
-            v[e] = bias[n];
-    }
+    if (bias && c == ext - 8)
+        v[7] = bias[n];
 }
 
 /* B and the bias into columns [k, k + ext) of W. */
@@ -77,7 +75,7 @@ __global__ void put_b(T *w, int64_t ld, int64_t k, int64_t n_rows, int64_t ext, 
     float v[8];
 
     for (int64_t c = threadIdx.x * 8; n < n_rows && c < ext; c += KN_LD) {
-        extension8(v, l, n, c, bias);
+        extension8(v, l, n, c, ext, bias);
         put8(w + n * ld + k + c, v, 8);
     }
 }
@@ -101,7 +99,8 @@ template <class T> __global__ void put_a(T *rows, int64_t ld, int64_t k, lora_at
     put8(rows + j * ld + c, v, k - c);
 }
 
-/* Eight columns, from c, behind a row: `from` is its s at that column; NULL: no adapter. */
+/* Eight columns, from c, behind a row: `from` is its s at that column; NULL: no adapter.
+ * bias: these end the extension, and a bias its last column. */
 template <class T>
 __device__ static inline void put_s8(T *to, float *from, int64_t c, const lora_at &l, bool bias,
                                      bool in_place)
@@ -122,7 +121,7 @@ __device__ static inline void put_s8(T *to, float *from, int64_t c, const lora_a
                 mine |= 1u << e;
             }
         }
-        v[e] = mine >> e & 1 ? scale * v[e] : bias && c + e == cols ? 1.0f : 0.0f;
+        v[e] = mine >> e & 1 ? scale * v[e] : bias && e == 7 ? 1.0f : 0.0f;
     }
     put8(to, v, 8);
     if (in_place && mine == 0xff)
@@ -140,7 +139,8 @@ __global__ void put_s(T *ext_cols, int64_t ld, int64_t rows, int64_t ext, float 
     const int64_t m = (int64_t)blockIdx.x * ROWS + threadIdx.y;
 
     for (int64_t c = threadIdx.x * 8; m < rows && c < ext; c += KN_LD)
-        put_s8(ext_cols + m * ld + c, s ? s + m * s_cols + c : NULL, c, l, bias, in_place);
+        put_s8(ext_cols + m * ld + c, s ? s + m * s_cols + c : NULL, c, l, bias && c == ext - 8,
+               in_place);
 }
 
 template <class T>

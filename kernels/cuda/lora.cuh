@@ -27,9 +27,10 @@ static inline char *lora_offset(void *p, int64_t elements, enum kn_dtype t)
     return (char *)p + elements * (int64_t)cuda_size(t);
 }
 
-/* B and the bias into columns [k, k + ext) of W, k padded; A into its rows [n, n + ext). */
+/* B into columns [k, k + ext) of W, k padded, the bias into the last; A into its rows [n, n + ext).
+ */
 int lora_put_weight(kn_ctx *ctx, const kn_weight *w, const lora_at &l, const float *bias);
-/* Behind each row: scale * s, then 1 where a bias is, then zeros. s NULL: no adapter.
+/* Behind each row: scale * s, zeros, and last 1 where a bias is. s NULL: no adapter.
  * in_place: s itself is scaled as well. */
 int lora_put_s(kn_ctx *ctx, const lora_rows &ext_cols, int64_t rows, int64_t ext, float *s,
                int64_t s_cols, const lora_at &l, bool bias, bool in_place);

@@ -261,7 +261,7 @@ template <class T, int NC> static void launch_fwd(kn_ctx *ctx, const kn_attn_fwd
     cudaFuncSetAttribute(attn_fwd<T, NC>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)smem);
     LAUNCH((attn_fwd<T, NC>), attn_grid(s->max_q, TILE, s->heads, s->n_seqs), ATTN_THREADS, smem,
            ctx->stream, (T *)a->o.p, a->o.ld, a->lse, (const T *)a->q.p, a->q.ld, (const T *)a->k.p,
-           a->k.ld, (const T *)a->v.p, a->v.ld, *s);
+           a->k.ld, (const T *)a->v.p, a->v.ld, attn_shape(s));
 }
 
 template <class T, int NC> static void launch_bwd(kn_ctx *ctx, const kn_attn_bwd *b)

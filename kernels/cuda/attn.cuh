@@ -51,6 +51,17 @@ __device__ static inline int attn_tile_last(const kn_attn_shape &s)
     return (int)((gridDim.x - 1 - blockIdx.x) / (unsigned)s.n_seqs);
 }
 
+/* The shape as kernels take it: a window that reaches over every sequence is none, so
+ * that sums with it stay within an int. */
+static inline kn_attn_shape attn_shape(const kn_attn_shape *s)
+{
+    kn_attn_shape r = *s;
+
+    if (r.window >= r.max_k)
+        r.window = 0;
+    return r;
+}
+
 /* query_key: the key the query stands at. */
 __device__ static inline bool attn_sees(int query_key, int key, int window)
 {
@@ -88,7 +99,7 @@ template <class T> static attn_bwd_args<T> attn_bwd_of(const kn_attn_bwd *b)
     a.ldv = b->v.ld;
     a.lse = b->lse;
     a.delta = b->delta;
-    a.s = b->shape;
+    a.s = attn_shape(&b->shape);
     return a;
 }
 

@@ -225,7 +225,7 @@ int cuda_attn_mma_fwd(kn_ctx *ctx, const kn_attn_fwd *f)
                             f->k.ld,
                             f->v.ld,
                             s->heads / s->kv_heads,
-                            *s};
+                            attn_shape(s)};
     const dim3 grid = attn_grid(s->max_q, BM, s->heads, s->n_seqs);
 
     return attn_mma_by_size(s->head_dim, [&](auto size) {

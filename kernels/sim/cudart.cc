@@ -344,14 +344,11 @@ void enqueue_external(cudaStream_t s, const char *name, std::function<bool()> re
 static std::unordered_map<const void *, int> func_smem;
 void set_func_smem(const void *f, int n)
 {
-    if (n <= 227 * 1024)
+    if (n <= SHARED_MOST)
         func_smem[f] = n;
     else
         err(cudaErrorInvalidValue);
 }
-struct dim3_ {
-    unsigned x, y, z;
-};
 cudaError_t check_launch(const char *name, const void *f, dim3 g, dim3 b, size_t smem)
 {
     const char *why = nullptr;
@@ -707,14 +704,14 @@ API cudaGetDeviceProperties(cudaDeviceProp *p, int device)
     p->warpSize = 32;
     p->maxThreadsPerBlock = 1024;
     p->sharedMemPerBlock = 48 * 1024;
-    p->sharedMemPerBlockOptin = 227 * 1024;
+    p->sharedMemPerBlockOptin = SHARED_MOST;
     p->totalGlobalMem = device_bytes;
     return cudaSuccess;
 }
 API cudaDeviceGetAttribute(int *v, cudaDeviceAttr a, int)
 {
     *v = a == cudaDevAttrMultiProcessorCount            ? 4
-         : a == cudaDevAttrMaxSharedMemoryPerBlockOptin ? 227 * 1024
+         : a == cudaDevAttrMaxSharedMemoryPerBlockOptin ? SHARED_MOST
                                                         : 0;
     return cudaSuccess;
 }

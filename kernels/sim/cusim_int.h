@@ -5,6 +5,9 @@
 #include <stdio.h>
 namespace cusim
 {
+// What a block may have at most on every GPU the build is for: compute capability 8.6 and 8.9
+// have the least.
+enum { SHARED_MOST = 99 * 1024 };
 enum Sched { FWD, REV, BFS, RND };
 struct Config {
     bool loaded;

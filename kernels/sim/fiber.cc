@@ -639,8 +639,8 @@ void *shared_get(const void *key, size_t n, size_t align, size_t dyn_end)
               dyn_size);
     if (!dyn_end && (static_bytes += (n + 15) & ~(size_t)15) > 48 * 1024)
         fatal("static shared memory over 48 KiB");
-    if (static_bytes + dyn_size > 227 * 1024)
-        fatal("shared memory over 227 KiB");
+    if (static_bytes + dyn_size > SHARED_MOST)
+        fatal("shared memory over %d KiB", SHARED_MOST / 1024);
     if (npiece == MAXPIECE)
         fatal("too many shared arrays");
     size_t o = (arena_used + RED + align - 1) & ~(align - 1);

@@ -327,7 +327,7 @@ int cuda_attn_fwd(kn_ctx *ctx, const kn_attn_fwd *a)
     if (!attn_grid_ok(&a->shape))
         return -EINVAL;
     const kn_mat *const mats[] = {&a->o, &a->q, &a->k, &a->v};
-    if (cuda_attn_mma_ok(&a->shape, mats, 4))
+    if (!(ctx->without & CUDA_MMA) && cuda_attn_mma_ok(&a->shape, mats, 4))
         return cuda_attn_mma_fwd(ctx, a);
     a->q.dtype == KN_BF16 ? by_width_fwd<bf16_t>(ctx, a) : by_width_fwd<float>(ctx, a);
     return cuda_launched();
@@ -342,7 +342,7 @@ int cuda_attn_bwd(kn_ctx *ctx, const kn_attn_bwd *a)
     if (!attn_grid_ok(&a->shape))
         return -EINVAL;
     const kn_mat *const mats[] = {&a->dq, &a->dk, &a->dv, &a->d_o, &a->o, &a->q, &a->k, &a->v};
-    if (cuda_attn_mma_ok(&a->shape, mats, 8))
+    if (!(ctx->without & CUDA_MMA) && cuda_attn_mma_ok(&a->shape, mats, 8))
         return cuda_attn_mma_bwd(ctx, a);
     a->q.dtype == KN_BF16 ? by_width_bwd<bf16_t>(ctx, a) : by_width_bwd<float>(ctx, a);
     return cuda_launched();

@@ -78,7 +78,10 @@ struct kn_ctx {
     cuda_slot slots[CUDA_SLOTS];
     uint64_t turn;
     cuda_load load;
+    unsigned without; /* cuda_without: nothing but tests/gpu/plain.cu sets it, to measure */
 };
+
+enum cuda_without { CUDA_MMA = 1, CUDA_SIDE = 2 };
 
 /* n elements in 4 bits; all pointers to device memory (quant.cuh). */
 struct cuda_quant4 {

@@ -90,18 +90,19 @@ static cuda_slot *slot_free(kn_ctx *ctx, bool must)
 
 static int fill_slot(kn_ctx *ctx, cuda_slot *s, const kn_weight *w)
 {
+    const cudaStream_t stream = ctx->without & CUDA_SIDE ? ctx->stream : ctx->side;
     char *to = (char *)s->buffer.p;
-    int r = cuda_error(cudaStreamWaitEvent(ctx->side, s->used, 0));
+    int r = cuda_error(cudaStreamWaitEvent(stream, s->used, 0));
 
     if (!r)
         r = cuda_load_wait(ctx);
     s->holds = NULL;
     for (int i = 0; i < w->n_parts && r == 0; i++) {
-        r = cuda_quant4_expand(ctx->side, &w->parts[i], to, w->compute, w->ld, w->k, w->loaded);
+        r = cuda_quant4_expand(stream, &w->parts[i], to, w->compute, w->ld, w->k, w->loaded);
         to += (size_t)(w->part_n[i] * w->ld) * cuda_size(w->compute);
     }
     if (!r)
-        r = cuda_error(cudaEventRecord(s->filled, ctx->side));
+        r = cuda_error(cudaEventRecord(s->filled, stream));
     if (!r)
         s->holds = w;
     return r;

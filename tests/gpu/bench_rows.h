@@ -99,7 +99,7 @@ static inline void bench_rows_list(const char *name, const double *v, int n)
 {
     printf(", \"%s\": [", name);
     for (int i = 0; i < n; i++)
-        printf("%s%.7g", i ? ", " : "", v[i]);
+        printf("%s%.17g", i ? ", " : "", v[i]);
     printf("]");
 }
 

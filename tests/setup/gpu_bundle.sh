@@ -14,14 +14,16 @@ root=$stage/$name
 [ -f "$build/kernels/kn_cuda.so" ] || { echo "gpu-bundle: no nvcc here, so no kn_cuda.so to put in"; exit 2; }
 DESTDIR=$stage/install meson install -C "$build" --no-rebuild --quiet
 prefix=$(dirname "$(dirname "$(find "$stage/install" -name align-worker -path '*/bin/*')")")
-mkdir -p "$root/lib" "$root/tests/bin" "$root/tests/gpu" "$root/tests/data"
+mkdir -p "$root/lib" "$root/tests/bin" "$root/tests/gpu" "$root/tests/data" "$root/docs"
 cp -r "$prefix/bin" "$root/bin"
 cp -r "$prefix/lib/alignd" "$root/lib/alignd"
 for t in kernels/test_cpu kernels/test_rows kernels/test_quant kernels/test_adamw8 kernels/test_adamw8_bnb kernels/sim/test_sim kernels/sim/test_sim_gpu kernels/sim/test_ptx kernels/sim/test_ptx_gpu \
-         kernels/sim/test_mma kernels/sim/test_mma_gpu worker/test_coll_nccl gpu/gpu_bench gpu/gpu_model; do
+         kernels/sim/test_mma kernels/sim/test_mma_gpu worker/test_coll_nccl gpu/gpu_bench gpu/gpu_model \
+         gpu/kn_simplain.so gpu/kn_cudaplain.so; do
   cp "$build/tests/$t" "$root/tests/bin/"
 done
-cp tests/gpu/run tests/gpu/torch_loop.py "$root/tests/gpu/"
+cp tests/gpu/run tests/gpu/*.py "$root/tests/gpu/"
+cp docs/performance.md docs/GPU.md "$root/docs/" # the predictions, and how to
 cp -r tests/data/demo tests/data/tiny64 "$root/tests/data/"
 mkdir "$root/tests/data/fixtures"
 cp tests/data/fixtures/adamw8.json "$root/tests/data/fixtures/"

@@ -27,9 +27,9 @@ struct bench {
     /* Called when the trainer is open and its engine is not; or NULL. */
     int (*opened)(struct bench *b, void *arg, struct err *err);
     void *opened_arg;
-    size_t free_before, free_least; /* of the device                                 */
-    double began;                   /* the process, on bench_now's clock             */
-    double main_seconds, device_seconds, trainer_seconds, engine_seconds; /* until it was there   */
+    size_t free_before, free_least;      /* of the device                                 */
+    double began;                        /* the process, on bench_now's clock             */
+    double main_seconds, device_seconds; /* from its start to main; of opening the device     */
     double ready_seconds;          /* from the process's start to that of the first step       */
     char adapter[1024], ids[1024]; /* where the start is written for another program */
 };

@@ -196,6 +196,7 @@ static int run_steps(struct bench *b, struct err *err)
 {
     const int warm = BENCH_BATCHES + 1;
     double took[BENCH_STEPS_MAX + 8], loss[BENCH_STEPS_MAX + 8], norm[BENCH_STEPS_MAX + 8];
+    char stages[160];
     double done = 0;
     struct step_result s = {0};
     int r = 0;
@@ -208,15 +209,15 @@ static int run_steps(struct bench *b, struct err *err)
     }
     if (r < 0)
         return r;
+    trainer_stages_text(&b->t, stages, sizeof stages);
     printf("\"method\": \"%s\", \"shape\": [%d, %d, %d], \"batch\": %d, \"budget\": %lld, "
            "\"tokens\": %lld, \"real_tokens\": %lld, \"first_step\": %.4f, "
-           "\"stages\": {\"program\": %.3f, \"device\": %.3f, \"model and adapter\": %.3f, "
-           "\"engine\": %.3f}, "
+           "\"stages\": \"program=%.3f context=%.3f %s\", "
            "\"ready_seconds\": %.3f, \"first_step_done\": %.3f",
            b->spec.method == SPEC_DPO ? "dpo" : "sft", b->rows.p, b->rows.c, b->rows.r,
            b->rows.batch, (long long)b->t.plan.token_budget, (long long)s.tokens,
-           (long long)s.num_tokens, took[0], b->main_seconds, b->device_seconds, b->trainer_seconds,
-           b->engine_seconds, b->ready_seconds, done);
+           (long long)s.num_tokens, took[0], b->main_seconds, b->device_seconds, stages,
+           b->ready_seconds, done);
     bench_rows_list("seconds", took + warm, b->steps);
     bench_rows_list("loss", loss, b->steps + warm);
     bench_rows_list("grad_norm", norm, b->steps + warm);

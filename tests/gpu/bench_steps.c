@@ -85,7 +85,7 @@ int bench_open(struct bench *b, struct err *err)
 {
     struct bench_device d = {0};
     struct kn_info info;
-    double t0 = bench_now();
+    const double t0 = bench_now();
 
     if (bench_device_open(b->backend, &d) != 0)
         return -ENOTSUP;
@@ -93,7 +93,6 @@ int bench_open(struct bench *b, struct err *err)
     b->free_before = b->free_least = info.mem_free;
     d.ops->close(d.ctx);
     b->device_seconds = bench_now() - t0;
-    t0 = bench_now();
     int r =
         trainer_open(&b->t,
                      &(struct trainer_opts){
@@ -101,11 +100,8 @@ int bench_open(struct bench *b, struct err *err)
                      err);
     if (r == 0 && b->opened)
         r = b->opened(b, b->opened_arg, err);
-    b->trainer_seconds = bench_now() - t0;
-    t0 = bench_now();
     if (r == 0)
         r = trainer_plan(&b->t, 0, err);
-    b->engine_seconds = bench_now() - t0;
     if (r == 0 && !as_planned(&b->engine))
         r = bench_reopen_engine(b, err);
     b->ready_seconds = bench_now() - b->began;

@@ -45,7 +45,7 @@
 extern "C" {
 #endif
 
-enum { KN_NO_LORA = -1, KN_LD = 64, KN_PARTS_MAX = 3, KN_UUID = 64, KN_ABI = 4 };
+enum { KN_NO_LORA = -1, KN_LD = 64, KN_PARTS_MAX = 3, KN_UUID = 64, KN_ABI = 5 };
 
 struct kn_ctx;    /* a device and one ordered stream of work; opaque           */
 struct kn_weight; /* a frozen matrix in the backend's own form; opaque         */
@@ -80,6 +80,10 @@ struct kn_info {
     char device[96]; /* "AMD EPYC ..., 2 threads" or the GPU's name               */
     char isa[32];    /* what the bits depend on: "avx512_core", "sm_90"           */
     size_t mem_free, mem_total;
+    size_t page; /* ops->alloc and weight_open take memory in multiples of it, as measured
+                    when the context opened; 1: any size                           */
+    size_t held; /* memory this process holds. A GPU: since the context opened, by its
+                    driver's count; a CPU: all of its own, mapped files not counted  */
 };
 
 /* ---- frozen weights ------------------------------------------------------ */

@@ -30,6 +30,7 @@ struct engine_opts {
     size_t logits_bytes;       /* logits there may be at a time; 0: what a processor's
                                   cache holds                                       */
     int64_t params;            /* of the adapter; only for the plan                  */
+    size_t page;               /* kn_info's; 0 as 1; only for the plan               */
     int64_t max_tokens;        /* tokens of the largest micro-batch                  */
     int64_t max_head;          /* head rows of the largest micro-batch               */
     int max_seqs;

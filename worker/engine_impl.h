@@ -46,6 +46,7 @@ struct engine {
     int max_seqs;
     int64_t recompute; /* layers below this one are computed again by the backward     */
     bool per_use;
+    size_t page;
     size_t logits_bytes;
     int64_t params; /* of the largest adapter to come */
 

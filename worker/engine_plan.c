@@ -5,6 +5,9 @@
 
 enum { ENGINE_ALIGN = 256, ENGINE_LOGITS_BYTES = 20 << 20, ENGINE_CHUNK = 960 };
 
+/* Most that a backend allocates for itself (scratch_bytes), each rounded up. */
+enum { CONTEXT_BUFFERS = 6 };
+
 static int64_t padded(int64_t n)
 {
     return (n + KN_LD - 1) / KN_LD * KN_LD;
@@ -108,6 +111,11 @@ static void carve_scratch(struct engine *e, struct carve *c)
     e->index = take(c, 1, (int64_t)engine_index_bytes(e), 1);
 }
 
+static size_t paged(const struct engine *e, size_t bytes)
+{
+    return e->page > 1 ? (bytes + e->page - 1) / e->page * e->page : bytes;
+}
+
 void engine_carve(struct engine *e)
 {
     struct carve c = {.base = e->arena};
@@ -170,6 +178,7 @@ int engine_sizes(struct engine *e, const struct engine_opts *o, const struct mod
         .max_positions = o->max_positions,
         .max_seqs = o->max_seqs,
         .recompute = o->recompute,
+        .page = o->page,
         .per_use = o->per_use && o->spec->load_in_4bit,
         .params = o->params,
         .logits_bytes = o->logits_bytes ? o->logits_bytes : ENGINE_LOGITS_BYTES,
@@ -243,7 +252,8 @@ static void backend_bytes(const struct engine *e, const struct spec *s, struct e
         desc[i] = engine_weight_desc(e, s, (enum engine_weight)i, parts[i]);
         use[i] = (struct kn_scratch_use){
             .w = &desc[i], .rows = head ? e->chunk : e->max_tokens, .room = true};
-        p->weights += e->ops->weight_bytes(&desc[i], e->dtype) * (head ? 1 : (size_t)e->c.layers);
+        p->weights +=
+            paged(e, e->ops->weight_bytes(&desc[i], e->dtype)) * (head ? 1 : (size_t)e->c.layers);
     }
     p->context = e->ops->scratch_bytes(
         &(struct kn_scratch){.uses = use,
@@ -256,6 +266,8 @@ static void backend_bytes(const struct engine *e, const struct spec *s, struct e
                              .kv_heads = (int)e->c.kv_heads,
                              .head_dim = (int)e->c.head_dim},
         e->dtype);
+    if (e->page > 1)
+        p->context += CONTEXT_BUFFERS * e->page;
 }
 
 void engine_plan_of(const struct engine *e, const struct spec *s, struct engine_plan *p)
@@ -272,7 +284,7 @@ void engine_plan_of(const struct engine *e, const struct spec *s, struct engine_
     carve_scratch(&count, &c);
     p->scratch = c.at - p->tables - p->activations;
     backend_bytes(e, s, p);
-    p->total = c.at + p->weights + p->context;
+    p->total = paged(e, c.at) + p->weights + p->context;
     p->head_chunk = e->chunk;
 }
 

@@ -23,6 +23,7 @@ struct engine_opts memory_engine(const struct memory_ask *a, const struct memory
         .recompute = m->recompute,
         .per_use = m->per_use,
         .logits_bytes = m->logits_bytes,
+        .page = a->page,
         .params = a->params,
         .max_tokens = m->plan.max_tokens,
         .max_head = m->plan.max_head,
@@ -40,7 +41,9 @@ static void set_host_bytes(const struct memory_ask *a, struct memory_plan *m)
     if (a->gpu) {
         /* p, g, m, v; what the others send of their shards */
         m->adapter = (gang && !a->joined ? 5 : 4) * (size_t)a->params * sizeof(float);
-        m->rest = 2 * (size_t)256;
+        /* two small buffers; what rounding up the adapter's own takes */
+        m->rest = (a->page > 1 ? 7 : 2) * (a->page > 256 ? a->page : 256);
+        m->process = a->code;
         return;
     }
     /* p, g, m, v on the device; the gradient and p, m, v on the host */
@@ -62,26 +65,17 @@ static int measure(const struct memory_ask *a, struct memory_plan *m)
     return r;
 }
 
-/* A driver rounds allocations up and loads code and libraries' tables when they are first
- * used: what is kept back for that is assumed, not measured. */
-static size_t usable(const struct memory_ask *a)
-{
-    const size_t most = (size_t)512 << 20, share = a->free / 32;
-
-    return a->gpu ? a->free - (share < most ? share : most) : a->free;
-}
-
 /* The fewest layers to compute again; false: not even all of them help. */
 static bool fit(const struct memory_ask *a, struct memory_plan *m)
 {
     int64_t low = 0, high = m->layers;
 
     m->recompute = high;
-    if (measure(a, m) < 0 || m->need > usable(a))
+    if (measure(a, m) < 0 || m->need > a->free)
         return false;
     while (low < high) {
         m->recompute = low + (high - low) / 2;
-        if (measure(a, m) == 0 && m->need <= usable(a))
+        if (measure(a, m) == 0 && m->need <= a->free)
             high = m->recompute;
         else
             low = m->recompute + 1;
@@ -106,6 +100,7 @@ static int try_budget(const struct memory_ask *a, int64_t budget, struct memory_
     struct memory_plan m = {.layers = a->config->layers,
                             .free = a->free,
                             .sharing = a->sharing,
+                            .gpu = a->gpu,
                             .logits_bytes = a->gpu ? LOGITS_GPU : 0};
 
     spec.token_budget = budget;
@@ -194,7 +189,8 @@ void memory_text(const struct memory_plan *m, char *text, size_t size)
     if (m->sharing > 1)
         snprintf(share, sizeof share, " (1/%d of this machine's)", m->sharing);
     if (m->process > 0)
-        snprintf(process, sizeof process, ", process %s", bytes_text(m->process, b[5]));
+        snprintf(process, sizeof process, ", %s %s", m->gpu ? "kernels" : "process",
+                 bytes_text(m->process, b[5]));
     snprintf(text, size,
              "%s of %s free%s: weights %s%s, micro-batches of %lld tokens %s (%s), adapter %s%s",
              bytes_text(m->need, b[0]), bytes_text(m->free, b[1]), share,

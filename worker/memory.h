@@ -24,6 +24,8 @@ struct memory_ask {
     bool gpu;              /* device memory is not the host's                       */
     bool joined;           /* what joins the ranks' devices lies there already       */
     size_t free;           /* for this rank, before anything of it lies there       */
+    size_t page;           /* kn_info's; 0 as 1                                      */
+    size_t code;           /* a GPU's: what kernels' code takes (rehearse)           */
     int sharing;           /* ranks among which the host's memory was divided; 0, 1: none */
     int64_t frozen_budget; /* of the checkpoint resumed from; 0: none               */
 };
@@ -36,9 +38,11 @@ struct memory_plan {
     struct engine_plan engine;
     size_t adapter; /* parameters, gradient, moments and copies of them              */
     size_t rest;    /* buffers of a step, data                                       */
-    size_t process; /* of the host's memory: what any rank takes, whatever it trains  */
+    size_t process; /* what any rank takes, whatever it trains: of the host's memory; of a
+                       GPU's the kernels' code                                        */
     size_t need, free;
     int sharing; /* memory_ask's */
+    bool gpu;    /* likewise     */
 };
 
 /* -ENOMEM: nothing fits; err has the figures and what would. -EINVAL as plan_make. */

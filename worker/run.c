@@ -404,6 +404,16 @@ static int train(struct run *r, struct err *err)
     return n;
 }
 
+static void say_held(const struct run *r)
+{
+    struct err err;
+    size_t held;
+
+    if (leads(r) && trainer_held(&r->t, &held, &err) == 0)
+        log_info("memory", "held=%.1fMB planned=%.1fMB", (double)held / 1e6,
+                 (double)r->t.memory.need / 1e6);
+}
+
 static int finish(struct run *r, struct err *err)
 {
     const struct ckpt_state *now = &r->state;
@@ -411,6 +421,7 @@ static int finish(struct run *r, struct err *err)
     const double loss = now->global_step > 0 ? now->loss_sum / (double)now->global_step : 0;
     int n = 0;
 
+    say_held(r);
     if (!r->stopped)
         n = report_summary(&r->report, now->global_step, loss, seconds, now->global_step - r->began,
                            r->examples, total_flos(r), err);

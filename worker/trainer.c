@@ -7,6 +7,7 @@
 #include <string.h>
 #include <strings.h>
 
+#include "worker/rehearse.h"
 #include "worker/report.h"
 #include "worker/tokenizer.h"
 
@@ -26,8 +27,8 @@ static void lap(struct trainer *t, enum trainer_stage stage)
 
 void trainer_stages_text(const struct trainer *t, char *text, size_t size)
 {
-    static const char *const names[TRAINER_STAGES] = {"device", "model", "data",   "adapter",
-                                                      "join",   "plan",  "weights"};
+    static const char *const names[TRAINER_STAGES] = {"device", "model",   "data", "adapter",
+                                                      "join",   "kernels", "plan", "weights"};
     size_t at = 0;
 
     for (int i = 0; i < TRAINER_STAGES && at < size; i++)
@@ -77,6 +78,19 @@ static int open_backend(struct trainer *t, const struct trainer_opts *o, struct 
     t->sharing = t->info.uuid[0] ? 1 : o->coll ? t->ranks : o->as_of > 1 ? o->as_of : 1;
     t->free = t->info.mem_free / t->sharing;
     return 0;
+}
+
+/* What code takes on the device; as much again is left for what one pass did not launch. */
+static int load_kernels(struct trainer *t, struct err *err)
+{
+    int r;
+
+    t->page = t->info.page;
+    if (!t->info.uuid[0])
+        return 0;
+    r = rehearse(t->ops, t->ctx, t->info.uuid, t->model, t->adapter, t->spec, &t->code, err);
+    t->free -= t->code < t->free ? t->code : t->free;
+    return r;
 }
 
 /* Ranks read the same files; if one sees others, its sums would be nonsense. */
@@ -160,6 +174,9 @@ int trainer_open(struct trainer *t, const struct trainer_opts *o, struct err *er
     if (r == 0)
         r = join_devices(t, err);
     lap(t, STAGE_JOIN);
+    if (r == 0)
+        r = load_kernels(t, err);
+    lap(t, STAGE_KERNELS);
     return r;
 }
 
@@ -173,6 +190,8 @@ struct memory_ask trainer_ask(const struct trainer *t, int64_t frozen_budget)
                                .gpu = t->info.uuid[0] != '\0',
                                .joined = true,
                                .free = t->free,
+                               .page = t->page,
+                               .code = t->code,
                                .sharing = (int)t->sharing,
                                .frozen_budget = frozen_budget};
 }
@@ -200,20 +219,25 @@ static int open_buffers(struct trainer *t)
     return t->coef == NULL || (t->ranks > 1 && t->grad == NULL) ? -ENOMEM : 0;
 }
 
-/* What the rank with the least has: all plan with that, so that all plan the same. */
+/* What the rank with the least has, and so on: all plan with that, so that all plan the same. */
 static int agree_on_memory(struct trainer *t, struct err *err)
 {
-    double *v = calloc(t->ranks, sizeof *v);
+    double *v = calloc(3 * (size_t)t->ranks, sizeof *v), *page = v + t->ranks,
+           *code = page + t->ranks;
     float none = 0;
     int r = v ? 0 : err_set(err, -ENOMEM, "out of memory");
 
     if (r == 0) {
         v[t->rank] = (double)t->free;
-        r = coll_sum(t->coll, &none, 1, v, t->ranks, err);
+        page[t->rank] = (double)t->page;
+        code[t->rank] = (double)t->code;
+        r = coll_sum(t->coll, &none, 1, v, 3 * (size_t)t->ranks, err);
     }
-    for (uint32_t i = 0; r == 0 && i < t->ranks; i++)
-        if (v[i] < (double)t->free)
-            t->free = (size_t)v[i];
+    for (uint32_t i = 0; r == 0 && i < t->ranks; i++) {
+        t->free = v[i] < (double)t->free ? (size_t)v[i] : t->free;
+        t->page = page[i] > (double)t->page ? (size_t)page[i] : t->page;
+        t->code = code[i] > (double)t->code ? (size_t)code[i] : t->code;
+    }
     free(v);
     return r;
 }
@@ -244,6 +268,18 @@ int trainer_plan(struct trainer *t, int64_t frozen_budget, struct err *err)
     return r < 0 ? err_set(err, r, "loading the weights: the device failed: %s", strerror(-r)) : 0;
 }
 
+int trainer_held(const struct trainer *t, size_t *ret, struct err *err)
+{
+    const size_t before = t->info.uuid[0] ? t->info.held : 0;
+    struct kn_info info;
+    const int r = t->ops->info(t->ctx, &info);
+
+    if (r < 0)
+        return err_set(err, r, "the device does not answer: %s", strerror(-r));
+    *ret = info.held > before ? info.held - before : 0;
+    return 0;
+}
+
 void trainer_would_fit(const struct trainer *t, struct err *err)
 {
     const struct err said = *err;
@@ -259,6 +295,7 @@ void trainer_would_fit(const struct trainer *t, struct err *err)
     struct spec spec = *t->spec;
     struct memory_ask ask = trainer_ask(t, 0);
     ask.spec = &spec;
+    ask.code = 0;                                 /* lies there already */
     ask.free = (held + info.mem_free) / 100 * 95; /* the plan was wrong by something */
     if (ask.free >= t->memory.need)
         ask.free = t->memory.need / 100 * 95;

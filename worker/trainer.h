@@ -23,6 +23,7 @@ enum trainer_stage {
     STAGE_DATA,    /* tokenizer, rows into tokens                                     */
     STAGE_ADAPTER, /* its start, on the device                                        */
     STAGE_JOIN,    /* the ranks' devices                                              */
+    STAGE_KERNELS, /* a GPU's: onto the device, by a first pass (rehearse)            */
     STAGE_PLAN,
     STAGE_WEIGHTS, /* from the files onto the device, and the memory of a step        */
     TRAINER_STAGES
@@ -42,10 +43,11 @@ struct trainer {
     struct adapter *adapter;
     struct engine *engine; /* NULL until trainer_plan */
     struct memory_plan memory;
-    struct plan plan; /* memory.plan */
-    uint32_t sharing; /* ranks that the host's memory is for; 1 on a GPU             */
-    size_t free;      /* the device's, before anything of ours lay there; the least of
-                         all ranks'                                                   */
+    struct plan plan;  /* memory.plan */
+    uint32_t sharing;  /* ranks that the host's memory is for; 1 on a GPU             */
+    size_t free;       /* the device's, before anything of ours lay there; the least of
+                          all ranks'                                                   */
+    size_t page, code; /* memory_ask's, likewise                                      */
     double took[TRAINER_STAGES], lap; /* seconds; when the last of them ended        */
     struct sampler sampler;
     struct refcache ref_train, ref_eval;
@@ -85,6 +87,9 @@ struct memory_ask trainer_ask(const struct trainer *t, int64_t frozen_budget);
  * the sentence in err. */
 void trainer_would_fit(const struct trainer *t, struct err *err);
 
+/* Memory held now, to be held against memory.need: on a GPU since trainer_open; on a CPU by
+ * the process. */
+int trainer_held(const struct trainer *t, size_t *ret, struct err *err);
 /* "device=0.31 model=0.01 ...", seconds: one line for a log. */
 void trainer_stages_text(const struct trainer *t, char *text, size_t size);
 

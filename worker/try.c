@@ -8,7 +8,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -17,13 +16,6 @@
 #include "worker/report.h"
 #include "worker/step.h"
 #include "worker/trainer.h"
-
-static size_t peak_bytes(void)
-{
-    struct rusage u;
-
-    return getrusage(RUSAGE_SELF, &u) == 0 ? (size_t)u.ru_maxrss * 1024 : 0;
-}
 
 struct item {
     int64_t tokens;
@@ -238,18 +230,6 @@ static void describe(const struct trainer *t, struct try_result *ret)
     ret->longest = t->data->longest;
 }
 
-/* Memory of the device that went since the trainer was opened. */
-static int device_peak(const struct trainer *t, size_t *ret, struct err *err)
-{
-    struct kn_info info;
-    const int r = t->ops->info(t->ctx, &info);
-
-    if (r < 0)
-        return err_set(err, r, "the device does not answer: %s", strerror(-r));
-    *ret = t->info.mem_free > info.mem_free ? t->info.mem_free - info.mem_free : 0;
-    return 0;
-}
-
 int try_run(const struct spec *spec, const struct device_set *devices, int threads,
             struct try_result *ret, struct err *err)
 {
@@ -273,13 +253,12 @@ int try_run(const struct spec *spec, const struct device_set *devices, int threa
         r = steps(&t, ret, err);
     if (r == 0)
         r = evaluation(&t, ret, err);
+    if (r == 0) /* by now all has grown to what it stays */
+        r = trainer_held(&t, &ret->peak_bytes, err);
     if (r == 0)
         r = checkpoint(&t, ret, err);
     if (r == -ENOMEM)
         trainer_would_fit(&t, err);
-    ret->peak_bytes = peak_bytes();
-    if (r == 0 && t.info.uuid[0]) /* a GPU's: as its driver counts */
-        r = device_peak(&t, &ret->peak_bytes, err);
     trainer_close(&t);
     return r;
 }

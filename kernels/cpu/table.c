@@ -124,6 +124,8 @@ static int cpu_info(struct kn_ctx *ctx, struct kn_info *ret_info)
              ctx->threads == 1 ? "" : "s");
     snprintf(ret_info->isa, sizeof ret_info->isa, "%s", ctx->isa);
     ref_memory(&ret_info->mem_free, &ret_info->mem_total);
+    ret_info->page = 1;
+    ret_info->held = ref_held();
     return 0;
 }
 

@@ -67,6 +67,7 @@ struct cuda_load {
 
 struct kn_ctx {
     int device;
+    size_t page, free_before; /* kn_info's; the device's when this opened          */
     cudaStream_t stream, side; /* side: fills slots, and the device's ring         */
     cublasLtHandle_t lt;
     enum kn_dtype compute;

@@ -68,6 +68,25 @@ static void close_slots(kn_ctx *ctx)
     }
 }
 
+/* What the driver rounds an allocation of its own up to: the largest power of two that divides
+ * what is gone for a size that none divides. The least of three, for others allocate too. */
+static size_t measure_page()
+{
+    const size_t probe = (1 << 20) + 1;
+    size_t least = 0, before, after, total;
+
+    for (int i = 0; i < 3; i++) {
+        void *p = NULL;
+        if (cudaMemGetInfo(&before, &total) != cudaSuccess || cudaMalloc(&p, probe) != cudaSuccess)
+            break;
+        if (cudaMemGetInfo(&after, &total) == cudaSuccess && before >= after + probe)
+            least = least && least < before - after ? least : before - after;
+        cudaFree(p);
+    }
+    (void)cudaGetLastError();
+    return least ? least & -least : 1;
+}
+
 int cuda_open(const kn_open *o, kn_ctx **ret_ctx)
 {
     int device = o->device, devices = 0;
@@ -94,6 +113,12 @@ int cuda_open(const kn_open *o, kn_ctx **ret_ctx)
         return -ENOMEM;
     ctx->device = device;
     ctx->compute = o->compute;
+    ctx->page = measure_page();
+    size_t total;
+    if (cuda_error(cudaMemGetInfo(&ctx->free_before, &total))) {
+        free(ctx);
+        return -EIO;
+    }
     if (cudaStreamCreateWithFlags(&ctx->stream, cudaStreamNonBlocking) != cudaSuccess ||
         cudaStreamCreateWithFlags(&ctx->side, cudaStreamNonBlocking) != cudaSuccess ||
         open_slots(ctx) || cublasLtCreate(&ctx->lt) != CUBLAS_STATUS_SUCCESS) {
@@ -146,7 +171,11 @@ int cuda_info(kn_ctx *ctx, kn_info *ret_info)
     /* cuBLASLt's choice of a product's algorithm follows all three. */
     snprintf(ret_info->isa, sizeof ret_info->isa, "sm_%d%d x%d cublasLt %zu", p.major, p.minor,
              p.multiProcessorCount, cublasLtGetVersion());
-    return cuda_error(cudaMemGetInfo(&ret_info->mem_free, &ret_info->mem_total));
+    ret_info->page = ctx->page;
+    r = cuda_error(cudaMemGetInfo(&ret_info->mem_free, &ret_info->mem_total));
+    if (!r && ctx->free_before > ret_info->mem_free)
+        ret_info->held = ctx->free_before - ret_info->mem_free;
+    return r;
 }
 
 int cuda_take(kn_ctx *ctx, size_t bytes, void **ret_ptr)

@@ -62,6 +62,7 @@ size_t ref_scratch_bytes(const struct kn_scratch *s, enum kn_dtype compute);
 int64_t ref_lora_room(int64_t lora_cols);
 int ref_poll(struct kn_ctx *ctx);
 void *ref_stream(struct kn_ctx *ctx);
+size_t ref_held(void);
 void ref_memory(size_t *ret_free, size_t *ret_total);
 enum kn_dtype ref_compute(const struct kn_ctx *ctx);
 

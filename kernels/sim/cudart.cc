@@ -67,6 +67,13 @@ static void segv(int, siginfo_t *si, void *)
 // CUSIM_TAKEN_KB: memory that another program took since it was last asked how much is free; it
 // shows once an allocation failed.
 static size_t taken, taken_shows;
+// CUSIM_PAGE_KB: allocations are counted in multiples of it. CUSIM_CODE_KB: what a kernel's code
+// takes when it is first launched.
+static size_t page_bytes = 1, code_bytes, code_each;
+static size_t counted(size_t n)
+{
+    return (n + page_bytes - 1) / page_bytes * page_bytes;
+}
 static void heap_init()
 {
     if (heap)
@@ -86,6 +93,10 @@ static void heap_init()
         device_bytes = strtoull(s, 0, 0) << 20;
     s = getenv("CUSIM_TAKEN_KB");
     taken = s ? strtoull(s, 0, 0) << 10 : 0;
+    s = getenv("CUSIM_PAGE_KB");
+    page_bytes = s && strtoull(s, 0, 0) ? strtoull(s, 0, 0) << 10 : 1;
+    s = getenv("CUSIM_CODE_KB");
+    code_each = s ? strtoull(s, 0, 0) << 10 : 0;
 }
 void heap_open()
 {
@@ -141,7 +152,7 @@ const char *heap_describe(const void *p)
 static void *dev_alloc(size_t n)
 {
     heap_init();
-    if (in_use + n > device_bytes - taken) {
+    if (in_use + code_bytes + counted(n) > device_bytes - taken) {
         taken_shows = taken;
         return nullptr;
     }
@@ -161,7 +172,7 @@ static void *dev_alloc(size_t n)
     POISON(p, end - p);
     UNPOISON(p, n);
     allocs[p] = n;
-    in_use += n;
+    in_use += counted(n);
     rc_alloc(p, n);
     return p;
 }
@@ -173,7 +184,7 @@ static bool dev_free(void *p)
     POISON(p, (it->second + 255) & ~(size_t)255);
     madvise((void *)(((uintptr_t)p + 4095) & ~4095ull), it->second & ~4095ull, MADV_DONTNEED);
     rc_free(p, it->second);
-    in_use -= it->second;
+    in_use -= counted(it->second);
     allocs.erase(it);
     return true;
 }
@@ -349,8 +360,21 @@ void set_func_smem(const void *f, int n)
     else
         err(cudaErrorInvalidValue);
 }
+// A kernel's code is put onto the device before its first launch.
+static bool code_fits(const void *f)
+{
+    static std::map<const void *, bool> there;
+    if (!code_each || there[f])
+        return true;
+    if (in_use + code_bytes + code_each > device_bytes - taken)
+        return false;
+    code_bytes += code_each;
+    return there[f] = true;
+}
 cudaError_t check_launch(const char *name, const void *f, dim3 g, dim3 b, size_t smem)
 {
+    if (!code_fits(f))
+        return err(cudaErrorMemoryAllocation);
     const char *why = nullptr;
     auto it = func_smem.find(f);
     size_t lim = it == func_smem.end() ? 48 * 1024 : it->second;
@@ -495,8 +519,10 @@ API cudaFreeAsync(void *p, cudaStream_t s)
 }
 API cudaMemGetInfo(size_t *f, size_t *t)
 {
+    Guard g(lock);
+    heap_init();
     *t = device_bytes;
-    *f = device_bytes - in_use - taken_shows;
+    *f = device_bytes - in_use - code_bytes - taken_shows;
     return cudaSuccess;
 }
 

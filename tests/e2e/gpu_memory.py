@@ -54,6 +54,18 @@ try:
     assert waited.returncode != 0 and 'OUT_OF_MEMORY' in waited.stdout + waited.stderr, (waited.returncode, waited)
     assert 'would fit' in waited.stdout + waited.stderr, waited
     print(text, end='')
+
+    # Kernels' code that comes when it is first launched, and memory given out by the page: measured,
+    # planned with, and as planned in the end.
+    rig.env.update(CUSIM_CODE_KB='100', CUSIM_PAGE_KB='64', CUSIM_DEVICE_MB='144', CUSIM_TAKEN_KB='0')
+    done = rig.worker('run', JOB, *sets(f'output_dir={rig.dir}/measured'), env=rig.env)
+    log = (rig.dir / 'measured/attempts/1/rank-0.log').read_text()
+    kernels = re.search(r'memory [0-9.]+ MB of .* kernels ([0-9.]+) MB', log)
+    held = re.search(r'memory held=([0-9.]+)MB planned=([0-9.]+)MB', log)
+    assert done.returncode == 0 and kernels and held, (done, log)
+    assert float(kernels[1]) > 1 and 0.9 * float(held[2]) < float(held[1]) <= float(held[2]), log
+    assert re.search(r'start seconds=[0-9.]+ device=[0-9.]+ .* weights=[0-9.]+ first_step=[0-9.]+', log), log
+    print(kernels[0], held[0], sep='\n')
     print('ok')
 finally:
     rig.close()

@@ -70,7 +70,7 @@ int bench_reopen_engine(struct bench *b, struct err *err)
     int r = engine_plan_bytes(&o, &t->model->config, &chosen.engine);
     if (r == 0)
         r = engine_open(&o, &t->engine, err);
-    chosen.need = chosen.engine.total + m->adapter + m->rest;
+    chosen.need = chosen.engine.total + m->adapter + m->rest + m->process;
     if (r == 0)
         *m = chosen;
     return r;

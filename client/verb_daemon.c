@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -18,7 +19,7 @@
 #include "client/follow.h"
 #include "client/format.h"
 
-enum { UP_MS = 30000, DOWN_MS = 30000, LOOK_MS = 50, LOG_TAIL = 2000 };
+enum { UP_MS = 30000, DOWN_MS = 30000, LOOK_MS = 50, LOG_TAIL = 2000, DISK_LEAST = 32 << 20 };
 
 extern char **environ;
 
@@ -81,6 +82,17 @@ static void tell_log(struct cli *cli, const char *log)
         (void)fprintf(cli->notes, "  %s\n", format_plain(line, sizeof line, p, sizeof line));
 }
 
+/* With a full disk alignd cannot write why it ended. */
+static void tell_disk(struct cli *cli, const char *log)
+{
+    struct statvfs v;
+    format_buf left;
+
+    if (statvfs(log, &v) == 0 && (uint64_t)v.f_bavail * v.f_frsize < (uint64_t)DISK_LEAST)
+        (void)fprintf(cli->notes, "the disk that %s is on has %s left\n", log,
+                      format_bytes(left, (double)v.f_bavail * (double)v.f_frsize));
+}
+
 /* Until hello answers, or the daemon has ended. */
 static int await(struct cli *cli, pid_t pid, const char *log, struct conn *c)
 {
@@ -94,6 +106,7 @@ static int await(struct cli *cli, pid_t pid, const char *log, struct conn *c)
         if (waitpid(pid, &status, WNOHANG) == pid) {
             (void)fprintf(cli->notes, "the end of %s:\n", log);
             tell_log(cli, log);
+            tell_disk(cli, log);
             return WIFEXITED(status)
                        ? err_set(&cli->err, CLI_ERROR, "alignd ended at once with code %d",
                                  WEXITSTATUS(status))

@@ -19,6 +19,10 @@ CC=gcc CXX=g++ tests/setup/build.sh "$build-asan" -Db_sanitize=address,undefined
 CC=clang CXX=clang++ tests/setup/build.sh "$build-fuzz" -Dfuzz=true -Db_lundef=false -Dwerror=false -Dgpu=disabled || exit 1
 echo "built in $((SECONDS - start)) s"
 
+# Folders of tests that were killed: no test runs for a day.
+find /tmp -maxdepth 1 -type d -user "$(id -u)" -mmin +1440 -regextype posix-extended \
+  -regex '/tmp/alignd-(test|e2e|sim|memory|stopped|bad|ranks|run|bench|try)-[A-Za-z0-9_]+' -exec rm -rf {} + || true
+
 suite "plain" "$build"
 export ASAN_OPTIONS=detect_stack_use_after_return=1:abort_on_error=0:allocator_may_return_null=1
 export UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1

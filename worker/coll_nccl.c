@@ -31,6 +31,7 @@ struct nccl_api {
     int (*send)(const void *, size_t, int, int, void *, void *);
     int (*recv)(void *, size_t, int, int, void *, void *);
     const char *(*error_string)(int);
+    const char *(*last_error)(void *); /* NULL: it does not say more                    */
 };
 
 struct coll_nccl {
@@ -70,6 +71,11 @@ static int load(struct coll_nccl *n, struct err *err)
         {"ncclGetErrorString", &n->api.error_string},
     };
 
+    void *const more = kn_symbol(n->ops, NCCL_LIBRARY, "ncclGetLastError");
+
+    /* All ranks are on this machine: nobody else may talk to NCCL's sockets. */
+    (void)setenv("NCCL_SOCKET_IFNAME", "lo", 0);
+    memcpy(&n->api.last_error, &more, sizeof more);
     for (size_t i = 0; i < sizeof want / sizeof want[0]; i++) {
         void *const f = kn_symbol(n->ops, NCCL_LIBRARY, want[i].name);
         if (!f)
@@ -86,10 +92,12 @@ static int load(struct coll_nccl *n, struct err *err)
 static int nccl_err(const struct coll_nccl *n, int code, struct err *err)
 {
     const char *text = n->api.error_string(code);
+    const char *more = n->api.last_error ? n->api.last_error(n->comm) : NULL;
 
     if (code == NCCL_REMOTE_ERROR)
         return err_set(err, -ECONNRESET, "a peer is gone (NCCL: %s)", text);
-    return err_set(err, -EIO, "ranks cannot exchange data: NCCL: %s", text);
+    return err_set(err, -EIO, "ranks cannot exchange data: NCCL: %s%s%.600s", text,
+                   more && *more ? ": " : "", more ? more : "");
 }
 
 static void give_up(struct coll_nccl *n)

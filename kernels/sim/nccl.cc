@@ -4,7 +4,9 @@
 // and its collective stays on the stream until the communicator is aborted. Sizes that
 // disagree, which NCCL punishes with a hang, are reported.
 //
-// CUSIM_NCCL=deaf: a peer that died is not noticed, as between GPUs of one machine.
+// CUSIM_NCCL=deaf: a peer that died is not noticed, as between GPUs of one machine. =stuck: and
+// an abort does not return either, as when the GPU does not answer any more. It wants
+// NCCL_SOCKET_IFNAME: without it NCCL listens on a network.
 #include "cusim_int.h"
 #include <atomic>
 #include <cuda_runtime_api.h>
@@ -54,6 +56,13 @@ struct Comm {
 static thread_local int group_depth;
 static thread_local std::vector<Comm *> in_group;
 
+static char last_words[256];
+static void say(const char *text)
+{
+    fprintf(stderr, "CUSIM: nccl: %s\n", text);
+    snprintf(last_words, sizeof last_words, "%s", text);
+}
+
 // ---- who lives: every rank holds a lock on its own byte of the segment -------------
 static struct flock byte_lock(int rank)
 {
@@ -64,10 +73,15 @@ static struct flock byte_lock(int rank)
     l.l_len = 1;
     return l;
 }
+static bool mode_is(const char *mode)
+{
+    const char *told = getenv("CUSIM_NCCL");
+    return told && strcmp(told, mode) == 0;
+}
 static bool someone_died(Comm *c)
 {
-    static const char *mode = getenv("CUSIM_NCCL");
-    if (mode && strcmp(mode, "deaf") == 0)
+    static const bool deaf = mode_is("deaf") || mode_is("stuck");
+    if (deaf)
         return false;
     for (int r = 0; r < c->ranks; r++) {
         struct flock l = byte_lock(r);
@@ -143,9 +157,10 @@ static void recv_some(Comm *c, int from, std::deque<Piece> *q, Ring *r)
                 return;
             ring_take(r, (char *)&n, sizeof n);
             if (n != x.bytes) {
-                fprintf(stderr,
-                        "CUSIM: nccl: rank %d waits for %zu bytes of rank %d, it sends %zu\n",
-                        c->rank, x.bytes, from, (size_t)n);
+                char text[128];
+                snprintf(text, sizeof text, "rank %d waits for %zu bytes of rank %d, it sends %zu",
+                         c->rank, x.bytes, from, (size_t)n);
+                say(text);
                 c->error = ncclInvalidUsage;
                 return;
             }
@@ -228,6 +243,10 @@ API ncclGetVersion(int *v)
 API ncclGetUniqueId(ncclUniqueId *id)
 {
     int fd = memfd_create("cusim-nccl", MFD_CLOEXEC);
+    if (!getenv("NCCL_SOCKET_IFNAME")) {
+        say("NCCL_SOCKET_IFNAME is not set: it would listen on a network");
+        return ncclSystemError;
+    }
     if (fd < 0 || ftruncate(fd, sizeof(Segment)))
         return ncclSystemError;
     memset(id, 0, sizeof *id);
@@ -312,6 +331,8 @@ API ncclRecv(void *p, size_t n, ncclDataType_t t, int peer, ncclComm_t h, cudaSt
 API ncclCommAbort(ncclComm_t h)
 {
     Comm *c = (Comm *)h;
+    while (mode_is("stuck") && !c->s->left[c->rank])
+        pause();
     c->aborted = true;
     for (Work *w : c->unqueued)
         delete w;
@@ -331,6 +352,10 @@ API ncclCommDestroy(ncclComm_t h)
     Comm *c = (Comm *)h;
     c->s->left[c->rank] = true;
     return ncclCommAbort(h);
+}
+extern "C" __attribute__((visibility("default"))) const char *ncclGetLastError(ncclComm_t)
+{
+    return last_words;
 }
 extern "C" __attribute__((visibility("default"))) const char *ncclGetErrorString(ncclResult_t r)
 {

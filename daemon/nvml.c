@@ -4,6 +4,7 @@
 
 #include <dlfcn.h>
 #include <errno.h>
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -372,6 +373,8 @@ int nvml_wait(struct nvml *n, int timeout_ms, struct nvml_event *ret)
     r = n->call.set_wait(n->set, &d, (unsigned int)timeout_ms);
     if (r == NVML_ERROR_TIMEOUT)
         return 0;
+    if (r == NVML_ERROR_GPU_IS_LOST) /* and so for ever: the others in a set of their own */
+        n->watched = UINT_MAX;
     if (r != NVML_SUCCESS)
         return -EIO;
     for (unsigned int i = 0; i < NVML_GPUS_MAX; i++)

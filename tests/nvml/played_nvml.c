@@ -7,7 +7,7 @@
  *   set UUID KEY VALUE               used (MiB), util, temp, slowdown, mig, uncorrected, rows,
  *                                    lost, code (of its handle)
  *   process UUID PID MIB             a compute process on it
- *   event SERIAL UUID xid NUMBER     an event, given once to each event set
+ *   event SERIAL UUID xid NUMBER     an event: for the event sets that were there before it
  *   event SERIAL UUID ecc
  *   hang CALL                        that call (memory, wait, ...) does not return while the
  *                                    line is there
@@ -410,16 +410,6 @@ API int nvmlDeviceGetRemappedRows(void *h, unsigned *corrected, unsigned *uncorr
 #ifndef OLD_DRIVER
 /* ---- events ---- */
 
-API int nvmlEventSetCreate(void **ret)
-{
-    struct played p;
-    const int r = begin(&p, "create");
-
-    if (r == OK)
-        *ret = calloc(1, sizeof(struct set));
-    return r;
-}
-
 API int nvmlEventSetFree(void *s)
 {
     free(s);
@@ -464,6 +454,31 @@ static bool seen(struct set *s, long long serial)
     return false;
 }
 
+/* What has happened before it is not told to it. */
+API int nvmlEventSetCreate(void **ret)
+{
+    struct played p;
+    const int r = begin(&p, "create");
+    struct set *s = r == OK ? calloc(1, sizeof *s) : NULL;
+
+    for (unsigned i = 0; s && i < p.n_events; i++)
+        (void)seen(s, p.event[i].serial);
+    if (s)
+        *ret = s;
+    return r;
+}
+
+/* A set with a GPU that is gone has no use any more. */
+static bool with_lost(struct played *p, const struct set *s)
+{
+    for (unsigned k = 0; k < GPUS; k++) {
+        const struct gpu *g = s->watches[k] ? gpu_of(p, handles[k].uuid) : NULL;
+        if (g && g->lost)
+            return true;
+    }
+    return false;
+}
+
 static bool next_event(struct played *p, struct set *s, struct event_data *ret)
 {
     for (unsigned i = 0; i < p->n_events; i++) {
@@ -492,6 +507,8 @@ API int nvmlEventSetWait_v2(void *set, struct event_data *ret, unsigned timeout_
             return r;
         if (next_event(&p, set, ret))
             return OK;
+        if (with_lost(&p, set))
+            return LOST;
         if (ms >= timeout_ms)
             return TIMEOUT;
         usleep(20000);

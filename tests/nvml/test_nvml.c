@@ -143,7 +143,13 @@ static void test_events(void **state)
     assert_true(!e.ecc && e.xid == 79);
     assert_int_equal(nvml_wait(n, 100, &e), 1);
     assert_true(e.ecc && !strcmp(e.uuid, A));
+    /* A lost GPU spoils the set; the others' events still come. */
+    assert_int_equal(nvml_wait(n, 0, &e), -EIO);
     assert_int_equal(nvml_wait(n, 0, &e), 0);
+    play(TWO, "event 3 GPU-aaaa0000-1111-2222-3333-444455556666 xid 48\n"
+              "set GPU-bbbb0000-1111-2222-3333-444455556666 lost 1\n");
+    assert_int_equal(nvml_wait(n, 100, &e), 1);
+    assert_true(e.xid == 48 && !strcmp(e.uuid, A));
     nvml_close(n);
 }
 

@@ -7,12 +7,14 @@
 #include <string.h>
 #include <strings.h>
 
+#include "daemon/nvml.h"
+
 struct pick {
-    const char *const *uuids;
-    size_t n;
+    const char *const *uuids, *const *parents;
+    size_t n, gpus;            /* entries, and whole GPUs                                         */
+    size_t gpu[NVML_GPUS_MAX]; /* which of them an entry is, or is an instance of       */
     bool *ret;
-    bool mig;     /* an instance was named                                             */
-    bool indices; /* an index was                                                      */
+    bool indices; /* an index was named                                                */
 };
 
 void gpu_visible_env(struct gpu_visible_env *ret)
@@ -34,20 +36,41 @@ static void trim(const char **s, size_t *n)
         --*n;
 }
 
+/* Instances lie beside each other, in the place of their GPU. */
+static void number(struct pick *p)
+{
+    for (size_t i = 0; i < p->n; i++) {
+        const bool same = i > 0 && *p->parents[i] && !strcmp(p->parents[i], p->parents[i - 1]);
+        p->gpus += !same;
+        p->gpu[i] = p->gpus - 1;
+    }
+}
+
+static void take_gpu(struct pick *p, size_t gpu)
+{
+    for (size_t i = 0; i < p->n; i++)
+        p->ret[i] = p->ret[i] || p->gpu[i] == gpu;
+}
+
 static bool by_uuid(struct pick *p, const char *s, size_t len)
 {
+    const bool part = strncasecmp(s, "MIG-", 4) == 0;
     size_t found = p->n;
 
     for (size_t i = 0; i < p->n; i++) {
-        if (strncasecmp(p->uuids[i], s, len) != 0)
+        const bool is_part = *p->parents[i] != 0;
+        if (strncasecmp(is_part && !part ? p->parents[i] : p->uuids[i], s, len) != 0)
             continue;
-        if (found < p->n)
+        if (found < p->n && (part || p->gpu[found] != p->gpu[i]))
             return false; /* the beginning of two */
         found = i;
     }
     if (found == p->n)
         return false;
-    p->ret[found] = true;
+    if (part)
+        p->ret[found] = true;
+    else
+        take_gpu(p, p->gpu[found]);
     return true;
 }
 
@@ -55,11 +78,7 @@ static bool by_uuid(struct pick *p, const char *s, size_t len)
 static bool entry(struct pick *p, const char *s, size_t len)
 {
     trim(&s, &len);
-    if (len >= 4 && strncasecmp(s, "MIG-", 4) == 0) {
-        p->mig = true;
-        return true;
-    }
-    if (len > 4 && strncasecmp(s, "GPU-", 4) == 0)
+    if (len > 4 && (strncasecmp(s, "GPU-", 4) == 0 || strncasecmp(s, "MIG-", 4) == 0))
         return by_uuid(p, s, len);
     size_t i = 0;
     for (size_t k = 0; k < len; k++) {
@@ -67,10 +86,10 @@ static bool entry(struct pick *p, const char *s, size_t len)
             return false;
         i = i * 10 + (size_t)(s[k] - '0');
     }
-    if (len == 0 || i >= p->n)
+    if (len == 0 || i >= p->gpus)
         return false;
     p->indices = true;
-    p->ret[i] = true;
+    take_gpu(p, i);
     return true;
 }
 
@@ -97,17 +116,16 @@ static void slurm(struct pick *p, const char *list)
         if (end == s || b < a || b - a > 1024)
             break;
         for (unsigned long i = a; i <= b; i++, wanted++) {
-            beyond += i >= p->n;
-            if (i < p->n)
-                p->ret[i] = true;
+            beyond += i >= p->gpus;
+            take_gpu(p, i);
         }
         s = end + (*end == ',');
         if (*end && *end != ',')
             break;
     }
-    if (beyond || wanted == p->n)
+    if (beyond || wanted == p->gpus)
         for (size_t i = 0; i < p->n; i++)
-            p->ret[i] = i < wanted;
+            p->ret[i] = p->gpu[i] < wanted;
 }
 
 static bool alike(const char *const *names, size_t n)
@@ -119,9 +137,10 @@ static bool alike(const char *const *names, size_t n)
 }
 
 size_t gpu_visible(const struct gpu_visible_env *env, const char *const *uuids,
-                   const char *const *names, size_t n, bool *ret, char *note, size_t size)
+                   const char *const *names, const char *const *parents, size_t n, bool *ret,
+                   char *note, size_t size)
 {
-    struct pick p = {.uuids = uuids, .n = n, .ret = ret};
+    struct pick p = {.uuids = uuids, .parents = parents, .n = n, .ret = ret};
     const char *gpus = env->slurm_step_gpus ? env->slurm_step_gpus : env->slurm_job_gpus;
     const char *why = env->cuda_visible_devices ? "CUDA_VISIBLE_DEVICES"
                       : env->slurm_job_id       ? "the Slurm job"
@@ -131,17 +150,17 @@ size_t gpu_visible(const struct gpu_visible_env *env, const char *const *uuids,
     for (size_t i = 0; i < n; i++)
         ret[i] = !why;
     note[0] = 0;
+    number(&p);
     if (env->cuda_visible_devices)
         entries(&p, env->cuda_visible_devices);
     else if (env->slurm_job_id && gpus)
         slurm(&p, gpus);
     for (size_t i = 0; i < n; i++)
         k += ret[i];
-    if (!why || (k == n && !p.mig))
+    if (!why || k == n)
         return k;
     (void)snprintf(
-        note, size, "%s leaves %zu of %zu GPU%s%s%s", why, k, n, n == 1 ? "" : "s",
-        p.mig ? "; MIG instances are not used" : "",
+        note, size, "%s leaves %zu of %zu GPU%s%s", why, k, n, n == 1 ? "" : "s",
         p.indices && !alike(names, n) &&
                 !(env->cuda_device_order && strcmp(env->cuda_device_order, "PCI_BUS_ID") == 0)
             ? "; the GPUs differ, and indices are read in the order of PCI addresses: "

@@ -13,10 +13,12 @@ struct gpu_visible_env { /* NULL: not set */
 
 void gpu_visible_env(struct gpu_visible_env *ret);
 
-/* uuids, names: in NVML's order. ret[0..n): may it be used. note (may be ""): a sentence
- * for the log when that is not all. Returns how many. As CUDA: indices, UUIDs or their
- * beginnings; what comes after an entry that names none is not visible. */
+/* uuids, names, parents ("": a whole GPU; else an instance of that one): in NVML's order,
+ * n <= NVML_GPUS_MAX. Who names a GPU means all its instances. ret[0..n): may it be used. note (may
+ * be ""): a sentence for the log when that is not all. Returns how many. As CUDA: indices, UUIDs or
+ * their beginnings; what comes after an entry that names none is not visible. */
 size_t gpu_visible(const struct gpu_visible_env *env, const char *const *uuids,
-                   const char *const *names, size_t n, bool *ret, char *note, size_t size);
+                   const char *const *names, const char *const *parents, size_t n, bool *ret,
+                   char *note, size_t size);
 
 #endif

@@ -35,6 +35,7 @@ struct card { /* a GPU that was seen and that alignd may use */
     char note[160];
     struct { /* as the core knows it */
         bool known, gone, foreign, unfit;
+        uint16_t order;
         char note[160];
         int64_t ns;
     } told;
@@ -142,7 +143,7 @@ static void tell(struct alignd *a, struct card *c)
     struct event ev = {.kind = EV_DEVICE};
     const int64_t now = alignd_boottime_ns();
     const bool same = c->told.known && c->told.gone == c->gone && c->told.foreign == c->foreign &&
-                      c->told.unfit == c->unfit;
+                      c->told.unfit == c->unfit && c->told.order == c->order;
 
     if (same && (!strcmp(c->told.note, c->note) || now - c->told.ns < NOTE_S * 1000000000LL))
         return;
@@ -157,6 +158,7 @@ static void tell(struct alignd *a, struct card *c)
     c->told.gone = c->gone;
     c->told.foreign = c->foreign;
     c->told.unfit = c->unfit;
+    c->told.order = c->order;
     c->told.ns = now;
     memcpy(c->told.note, c->note, sizeof c->note);
     ev.device = (struct event_device){
@@ -252,28 +254,47 @@ static void take_gpu(const struct alignd *a, struct card *c, const struct gpu_wa
     if (g->g.trouble[0] || g->g.mig) {
         c->unfit = true;
         (void)snprintf(c->note, sizeof c->note, "%s",
-                       g->g.mig ? "it is split into MIG instances, which are not used"
+                       g->g.mig ? "it is split into MIG instances, but there is none"
                                 : g->g.trouble);
     }
+}
+
+/* The driver has lost this GPU, and with it what it said of its instances. */
+static bool lose_parts(struct gpus *s, const char *uuid, bool *here)
+{
+    bool any = false;
+
+    for (size_t i = 0; i < s->n; i++) {
+        if (strcmp(s->card[i].g.parent, uuid) != 0)
+            continue;
+        s->card[i].g.lost = here[i] = any = true;
+        s->card[i].gone = false;
+    }
+    return any;
 }
 
 static void take_sample(struct alignd *a, struct gpus *s)
 {
     const struct gpu_watch_news *n = &s->news;
-    const char *uuids[NVML_GPUS_MAX], *names[NVML_GPUS_MAX];
+    const char *uuids[NVML_GPUS_MAX], *names[NVML_GPUS_MAX], *parents[NVML_GPUS_MAX];
     bool visible[NVML_GPUS_MAX], here[NVML_GPUS_MAX] = {false};
     char note[sizeof s->visible_note];
 
     for (size_t i = 0; i < n->n_gpus; i++) {
         uuids[i] = n->gpus[i].g.uuid;
         names[i] = n->gpus[i].g.name;
+        parents[i] = n->gpus[i].g.parent;
     }
-    (void)gpu_visible(&s->env, uuids, names, n->n_gpus, visible, note, sizeof note);
+    (void)gpu_visible(&s->env, uuids, names, parents, n->n_gpus, visible, note, sizeof note);
     if (note[0] && strcmp(note, s->visible_note) != 0)
         log_info("devices", "%s", note);
     memcpy(s->visible_note, note, sizeof note);
     for (size_t i = 0; i < n->n_gpus; i++) {
-        struct card *c = visible[i] ? card_of(s, uuids[i], true) : NULL;
+        struct card *c = NULL;
+        if (n->gpus[i].g.lost && lose_parts(s, uuids[i], here))
+            continue;
+        if (visible[i])
+            c = card_of(s, uuids[i], true);
         if (!c)
             continue;
         here[c - s->card] = true;
@@ -308,6 +329,19 @@ static void set_state(struct gpus *s)
     s->state = n->state;
 }
 
+/* A GPU's, and so all its instances'. */
+static void take_event(struct alignd *a, const struct nvml_event *e)
+{
+    struct gpus *s = a->gpus;
+
+    for (size_t i = 0; i < s->n; i++) {
+        const struct card *c = &s->card[i];
+        if (!strcmp(c->g.uuid, e->uuid) || !strcmp(c->g.parent, e->uuid))
+            fault(a, c, e->ecc ? FAULT_ECC : (uint32_t)(e->xid < FAULT_XID_MAX ? e->xid : 0),
+                  e->ecc || fault_is_xid(e->xid));
+    }
+}
+
 static void take(struct alignd *a)
 {
     struct gpus *s = a->gpus;
@@ -331,13 +365,8 @@ static void take(struct alignd *a)
         if (s->state == GPU_WATCH_OK)
             judge_health(a, &s->card[i]);
     }
-    for (size_t i = 0; i < s->news.n_events; i++) {
-        const struct nvml_event *e = &s->news.events[i];
-        struct card *c = card_of(s, e->uuid, false);
-        if (c)
-            fault(a, c, e->ecc ? FAULT_ECC : (uint32_t)(e->xid < FAULT_XID_MAX ? e->xid : 0),
-                  e->ecc || fault_is_xid(e->xid));
-    }
+    for (size_t i = 0; i < s->news.n_events; i++)
+        take_event(a, &s->news.events[i]);
 }
 
 static void on_async(uv_async_t *h)

@@ -69,6 +69,8 @@ struct calls {
     int (*temperature)(handle h, int sensor, unsigned int *ret);
     int (*threshold)(handle h, int which, unsigned int *ret);
     int (*mig_mode)(handle h, unsigned int *now, unsigned int *pending);
+    int (*mig_count)(handle h, unsigned int *ret);
+    int (*mig_by_index)(handle h, unsigned int i, handle *ret);
     int (*processes)(handle h, unsigned int *n, struct process_info *v);
     int (*ecc_total)(handle h, int type, int counter, unsigned long long *ret);
     int (*remapped)(handle h, unsigned int *corrected, unsigned int *uncorrected,
@@ -103,6 +105,8 @@ static const struct {
     CALL(temperature, "DeviceGetTemperature", false),
     CALL(threshold, "DeviceGetTemperatureThreshold", false),
     CALL(mig_mode, "DeviceGetMigMode", false),
+    CALL(mig_count, "DeviceGetMaxMigDeviceCount", false),
+    CALL(mig_by_index, "DeviceGetMigDeviceHandleByIndex", false),
     CALL(processes, "DeviceGetComputeRunningProcesses_v2", false),
     CALL(processes, "DeviceGetComputeRunningProcesses_v3", false), /* the later one wins */
     CALL(ecc_total, "DeviceGetTotalEccErrors", false),
@@ -266,13 +270,60 @@ static void sample_processes(const struct nvml *n, handle h, struct nvml_gpu *g)
             (struct nvml_process){.pid = n->room[i].pid, .bytes = n->room[i].used};
 }
 
+/* An instance of the GPU p: a device of its own, on the same hardware. */
+static bool sample_instance(const struct nvml *n, handle h, const struct nvml_gpu *p,
+                            struct nvml_gpu *g)
+{
+    struct memory_info m;
+    char uuid[96];
+
+    *g = *p;
+    g->mig = false;
+    g->n_processes = 0;
+    g->processes_known = false;
+    g->utilisation = -1;
+    g->memory_used = g->memory_total = NVML_UNKNOWN;
+    memcpy(g->parent, p->uuid, sizeof g->parent);
+    if (n->call.uuid(h, uuid, sizeof uuid) != NVML_SUCCESS || strlen(uuid) >= NVML_UUID)
+        return false;
+    memcpy(g->uuid, uuid, strlen(uuid) + 1);
+    if (n->call.name && n->call.name(h, uuid, sizeof uuid) == NVML_SUCCESS)
+        (void)snprintf(g->name, sizeof g->name, "%s", uuid);
+    if (n->call.memory && worked(n, g, NULL, n->call.memory(h, &m))) {
+        g->memory_total = m.total;
+        g->memory_used = m.used;
+    }
+    sample_processes(n, h, g);
+    return true;
+}
+
+/* How many instances took the GPU's place in gpus[0..max); 0: it stays. */
+static size_t split(struct nvml *n, handle h, struct nvml_gpu *gpus, size_t max)
+{
+    const struct nvml_gpu whole = gpus[0];
+    unsigned int count = 0;
+    size_t k = 0;
+    handle part;
+
+    if (!whole.mig || !n->call.mig_count || !n->call.mig_by_index ||
+        n->call.mig_count(h, &count) != NVML_SUCCESS)
+        return 0;
+    for (unsigned int i = 0; i < count && k < max; i++)
+        if (n->call.mig_by_index(h, i, &part) == NVML_SUCCESS)
+            k += sample_instance(n, part, &whole, &gpus[k]);
+    if (k == 0)
+        gpus[0] = whole;
+    return k;
+}
+
 /* false: nothing is known of it, not even who it is. */
-static bool sample_one(struct nvml *n, unsigned int i, struct nvml_gpu *g)
+static bool sample_one(struct nvml *n, unsigned int i, struct nvml_gpu *g, handle *ret)
 {
     struct pci_info pci;
     char uuid[96] = "";
     handle h;
 
+    *ret = NULL;
     memset(g, 0, sizeof *g);
     g->memory_used = g->memory_total = g->uncorrected = NVML_UNKNOWN;
     g->utilisation = g->temperature = g->slowdown = -1;
@@ -293,6 +344,7 @@ static bool sample_one(struct nvml *n, unsigned int i, struct nvml_gpu *g)
     sample_load(n, h, g);
     sample_health(n, h, g);
     sample_processes(n, h, g);
+    *ret = h;
     return true;
 }
 
@@ -310,13 +362,18 @@ int nvml_sample(struct nvml *n, struct nvml_gpu *gpus, size_t max, size_t *ret_n
     unsigned int count = 0;
     char why[128];
     size_t k = 0;
+    handle h;
     const int r = n->call.count(&count);
 
     if (r != NVML_SUCCESS)
         return err_set(err, -EIO, "NVIDIA's driver does not say which GPUs there are: %s",
                        reason(n, r, why, sizeof why));
-    for (unsigned int i = 0; i < count && i < NVML_GPUS_MAX && k < max; i++)
-        k += sample_one(n, i, &gpus[k]) && !twice(gpus, k);
+    for (unsigned int i = 0; i < count && i < NVML_GPUS_MAX && k < max; i++) {
+        if (!sample_one(n, i, &gpus[k], &h) || twice(gpus, k))
+            continue;
+        const size_t parts = h ? split(n, h, &gpus[k], max - k) : 0;
+        k += parts ? parts : 1;
+    }
     *ret_n = k;
     return 0;
 }

@@ -13,7 +13,7 @@
 
 #include "proto/err.h"
 
-enum { NVML_GPUS_MAX = 64, NVML_UUID = 64, NVML_NAME = 96, NVML_PROCESSES_MAX = 32 };
+enum { NVML_GPUS_MAX = 128, NVML_UUID = 64, NVML_NAME = 96, NVML_PROCESSES_MAX = 32 };
 
 #define NVML_UNKNOWN UINT64_MAX /* of 64-bit numbers; -1 of ints */
 
@@ -23,24 +23,25 @@ struct nvml_process {
 };
 
 struct nvml_gpu {
-    char uuid[NVML_UUID]; /* "GPU-8f3a..."                                             */
+    char uuid[NVML_UUID];   /* "GPU-8f3a...", of an instance "MIG-..."                    */
+    char parent[NVML_UUID]; /* of an instance: the GPU's that it is a part of; else ""   */
     char name[NVML_NAME], pci[32];
-    uint64_t memory_used, memory_total;              /* bytes                                   */
-    int utilisation, temperature, slowdown;          /* %, C, C at which its clocks are lowered */
-    uint64_t uncorrected;                            /* memory errors since the driver's start  */
-    bool rows_failed;                                /* a bad row could not be replaced         */
-    bool lost;                                       /* the driver cannot reach it any more     */
-    bool mig;                                        /* split into instances; has no use whole  */
-    char trouble[96];                                /* a call failed that should not: which, why */
+    uint64_t memory_used, memory_total;     /* bytes                                   */
+    int utilisation, temperature, slowdown; /* %, C, C at which its clocks are lowered */
+    uint64_t uncorrected;                   /* memory errors since the driver's start  */
+    bool rows_failed;                       /* a bad row could not be replaced         */
+    bool lost;                              /* the driver cannot reach it any more     */
+    bool mig;         /* split into instances, but there is none                                */
+    char trouble[96]; /* a call failed that should not: which, why */
     struct nvml_process process[NVML_PROCESSES_MAX]; /* with a compute context         */
     uint32_t n_processes;
     bool processes_known;
 };
 
 struct nvml_event {
-    char uuid[NVML_UUID];
-    bool ecc;     /* an uncorrectable memory error                                     */
-    uint64_t xid; /* else                                                              */
+    char uuid[NVML_UUID]; /* of a whole GPU                                            */
+    bool ecc;             /* an uncorrectable memory error                                     */
+    uint64_t xid;         /* else                                                              */
 };
 
 struct nvml;
@@ -52,7 +53,8 @@ void nvml_close(struct nvml *n); /* NULL is a no-op; not while another thread is
 const char *nvml_driver(const struct nvml *n); /* its version, or "" */
 
 /* All GPUs, in the order of their PCI addresses, which is that of indices in
- * CUDA_VISIBLE_DEVICES. -EIO. */
+ * CUDA_VISIBLE_DEVICES; in the place of one that is split into MIG instances these, with
+ * its temperature and health, and no utilisation. -EIO. */
 int nvml_sample(struct nvml *n, struct nvml_gpu *gpus, size_t max, size_t *ret_n, struct err *err);
 
 /* The next event. 1: *ret is one; 0: none in this time; -ENOTSUP: this driver has no

@@ -44,11 +44,21 @@ static int read_spec(struct rank *k, struct err *err)
     return 0;
 }
 
-/* Devices are joined by NCCL where there is one; ALIGND_COLL=gloo: through the hosts. */
+/* An instance of a GPU (MIG). */
+static bool is_part(const char *device)
+{
+    return strncmp(device, "MIG-", 4) == 0;
+}
+
+/* Devices are joined by NCCL where there is one, and where it can: not instances of a GPU.
+ * ALIGND_COLL=gloo: through the hosts. */
 static const char *collectives(const struct rank *k)
 {
     const char *asked = getenv("ALIGND_COLL");
 
+    for (int i = 0; i < k->gang->n_devices; i++)
+        if (is_part(k->gang->devices[i]))
+            return "gloo";
     if (asked && *asked)
         return asked;
     return strcmp(k->gang->device_type, "gpu") == 0 ? "nccl" : "gloo";
@@ -88,9 +98,11 @@ static int train(struct rank *k, struct err *err)
 
     if (!backend)
         return exit_code(err_set(err, -ENODEV, "ALIGND_BACKEND names a backend of the CPU"));
-    if (gpu && strncmp(device, "GPU-", 4) != 0 && strncmp(device, "MIG-", 4) != 0)
+    if (gpu && strncmp(device, "GPU-", 4) != 0 && !is_part(device))
         return exit_code(err_set(
             err, -EINVAL, "gang.json: device %s: a GPU is named by its UUID (GPU-...)", device));
+    if (is_part(device)) /* CUDA shows only the instance that is named before it begins */
+        (void)setenv("CUDA_VISIBLE_DEVICES", device, 1);
     device_settle(k->spec, gpu);
     const struct run_opts o = {.spec = k->spec,
                                .resolved_json = g->spec,

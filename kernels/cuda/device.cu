@@ -5,10 +5,11 @@
 #include <string.h>
 #include <strings.h>
 
-/* "GPU-xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx", as nvidia-smi and NVML write it. */
+/* "GPU-xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx", as nvidia-smi and NVML write it; of an instance of
+ * a GPU, which CUDA calls "NVIDIA H100 80GB HBM3 MIG 1g.10gb", "MIG-...". */
 void cuda_uuid(const cudaDeviceProp *p, char *text)
 {
-    size_t n = (size_t)snprintf(text, KN_UUID, "GPU-");
+    size_t n = (size_t)snprintf(text, KN_UUID, strstr(p->name, " MIG ") ? "MIG-" : "GPU-");
 
     for (int i = 0; i < 16; i++)
         n += (size_t)snprintf(text + n, KN_UUID - n, "%s%02x",
@@ -16,8 +17,8 @@ void cuda_uuid(const cudaDeviceProp *p, char *text)
                               (unsigned char)p->uuid.bytes[i]);
 }
 
-/* A slice of a GPU (MIG) has an identifier of its own; the runtime sees the one that
- * CUDA_VISIBLE_DEVICES names and gives the same 16 bytes. */
+/* CUDA shows a process one instance (MIG), that which CUDA_VISIBLE_DEVICES names, and gives its
+ * own 16 bytes (cuDeviceGetUuid_v2), not the GPU's. */
 static bool same_uuid(const char *a, const char *b)
 {
     return strlen(a) > 4 && strlen(b) > 4 && strcasecmp(a + 4, b + 4) == 0 &&

@@ -699,8 +699,18 @@ extern "C" const char *CUDARTAPI cudaGetErrorString(cudaError_t e)
            : e == cudaErrorMemoryAllocation ? "out of memory"
                                             : "simulated error";
 }
+// CUDA_VISIBLE_DEVICES=MIG-...: a process sees that instance and nothing else.
+static const char *instance()
+{
+    const char *s = getenv("CUDA_VISIBLE_DEVICES");
+    return s && strncmp(s, "MIG-", 4) == 0 ? s + 4 : nullptr;
+}
 API cudaGetDeviceCount(int *n)
 {
+    if (instance()) {
+        *n = 1;
+        return cudaSuccess;
+    }
     const char *s = getenv("CUSIM_DEVICES");
     *n = s ? atoi(s) : 1;
     return *n > 0 ? cudaSuccess : cudaErrorNoDevice;
@@ -722,6 +732,14 @@ API cudaGetDeviceProperties(cudaDeviceProp *p, int device)
     memset(p, 0, sizeof *p);
     snprintf(p->name, sizeof p->name, "cusim");
     snprintf(p->uuid.bytes, sizeof p->uuid.bytes, "cusim-device%03d", device);
+    if (const char *s = instance()) {
+        snprintf(p->name, sizeof p->name, "cusim MIG 1g.10gb");
+        for (int i = 0; i < 16 && *s && s[1]; i++, s += 2) {
+            const char two[] = {s[0], s[1], 0};
+            p->uuid.bytes[i] = (char)strtol(two, nullptr, 16);
+            s += s[2] == '-';
+        }
+    }
     const char *sm = getenv("CUSIM_SM"); // "75": an older GPU
     const long version = sm ? strtol(sm, nullptr, 10) : 90;
     p->major = (int)(version / 10);

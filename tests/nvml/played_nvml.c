@@ -6,6 +6,7 @@
  *   gpu UUID NAME MIB                a GPU with so much memory; _ in NAME is a blank
  *   set UUID KEY VALUE               used (MiB), util, temp, slowdown, mig, uncorrected, rows,
  *                                    lost, code (of its handle)
+ *   mig GPU UUID NAME MIB            an instance of a GPU (`set GPU mig 1`)
  *   process UUID PID MIB             a compute process on it
  *   event SERIAL UUID xid NUMBER     an event: for the event sets that were there before it
  *   event SERIAL UUID ecc
@@ -24,12 +25,13 @@
 
 #define API __attribute__((visibility("default")))
 
-enum { GPUS = 16, PROCESSES = 64, EVENTS = 64, SEEN = 256, LINES = 4096 };
+enum { GPUS = 32, PROCESSES = 64, EVENTS = 64, SEEN = 256, LINES = 4096 };
 enum {
     OK = 0,
     UNINITIALIZED = 1,
     INVALID = 2,
     NOT_SUPPORTED = 3,
+    NOT_FOUND = 6,
     INSUFFICIENT = 7,
     TIMEOUT = 10,
     NO_FUNCTION = 13,
@@ -37,14 +39,14 @@ enum {
 };
 
 struct gpu {
-    char uuid[64], name[96];
+    char uuid[64], name[96], parent[64];
     long long mib, used, util, temp, slowdown, mig, uncorrected, rows, lost, code;
 };
 
 struct played {
     int init;
-    struct gpu gpu[GPUS];
-    unsigned n;
+    struct gpu gpu[GPUS], part[GPUS];
+    unsigned n, n_parts;
     struct {
         char uuid[64];
         unsigned pid;
@@ -80,6 +82,9 @@ static struct gpu *gpu_of(struct played *p, const char *uuid)
     for (unsigned i = 0; i < p->n; i++)
         if (!strcmp(p->gpu[i].uuid, uuid))
             return &p->gpu[i];
+    for (unsigned i = 0; i < p->n_parts; i++)
+        if (!strcmp(p->part[i].uuid, uuid))
+            return &p->part[i];
     return NULL;
 }
 
@@ -116,14 +121,16 @@ static void read_event(struct played *p, const char *line)
 
 static void read_line(struct played *p, const char *line)
 {
-    char a[64], b[96];
+    char a[64], b[96], parent[64] = "";
     long long v;
     unsigned pid;
 
-    if (sscanf(line, "gpu %63s %95s %lld", a, b, &v) == 3 && p->n < GPUS) {
-        struct gpu *g = &p->gpu[p->n++];
+    if ((sscanf(line, "gpu %63s %95s %lld", a, b, &v) == 3 && p->n < GPUS) ||
+        (sscanf(line, "mig %63s %63s %95s %lld", parent, a, b, &v) == 4 && p->n_parts < GPUS)) {
+        struct gpu *g = *parent ? &p->part[p->n_parts++] : &p->gpu[p->n++];
         *g = (struct gpu){.mib = v, .used = 3, .util = 0, .temp = 30, .slowdown = 90};
         memcpy(g->uuid, a, sizeof a);
+        memcpy(g->parent, parent, sizeof parent);
         for (size_t i = 0; i < sizeof b; i++)
             g->name[i] = b[i] == '_' ? ' ' : b[i];
     } else if (sscanf(line, "set %63s %95s %lld", a, b, &v) == 3) {
@@ -190,6 +197,8 @@ static int about(struct played *p, const char *call, const void *handle, struct 
     *ret = i < GPUS ? gpu_of(p, handles[i].uuid) : NULL;
     if (!*ret)
         return INVALID;
+    if (*(*ret)->parent && gpu_of(p, (*ret)->parent))
+        return gpu_of(p, (*ret)->parent)->lost ? LOST : OK;
     return (*ret)->lost ? LOST : OK;
 }
 
@@ -236,6 +245,20 @@ API int nvmlDeviceGetCount_v2(unsigned *n)
     return r;
 }
 
+static void give_handle(const char *uuid, void **handle)
+{
+    pthread_mutex_lock(&lock);
+    for (unsigned k = 0; k < GPUS; k++) {
+        if (!handles[k].uuid[0])
+            memcpy(handles[k].uuid, uuid, sizeof handles[k].uuid);
+        if (strcmp(handles[k].uuid, uuid) != 0)
+            continue;
+        *handle = &handles[k];
+        break;
+    }
+    pthread_mutex_unlock(&lock);
+}
+
 API int nvmlDeviceGetHandleByIndex_v2(unsigned i, void **handle)
 {
     struct played p;
@@ -245,16 +268,7 @@ API int nvmlDeviceGetHandleByIndex_v2(unsigned i, void **handle)
         return r != OK ? r : INVALID;
     if (p.gpu[i].lost || p.gpu[i].code)
         return p.gpu[i].lost ? LOST : (int)p.gpu[i].code;
-    pthread_mutex_lock(&lock);
-    for (unsigned k = 0; k < GPUS; k++) {
-        if (!handles[k].uuid[0])
-            memcpy(handles[k].uuid, p.gpu[i].uuid, sizeof handles[k].uuid);
-        if (strcmp(handles[k].uuid, p.gpu[i].uuid) != 0)
-            continue;
-        *handle = &handles[k];
-        break;
-    }
-    pthread_mutex_unlock(&lock);
+    give_handle(p.gpu[i].uuid, handle);
     return OK;
 }
 
@@ -307,7 +321,10 @@ API int nvmlDeviceGetUtilizationRates(void *h, unsigned *ret)
 {
     struct played p;
     struct gpu *g;
-    const int r = about(&p, "utilization", h, &g);
+    int r = about(&p, "utilization", h, &g);
+
+    if (r == OK && *g->parent) /* of the whole GPU alone */
+        r = NOT_SUPPORTED;
 
     if (r == OK) {
         ret[0] = (unsigned)g->util;
@@ -320,7 +337,10 @@ API int nvmlDeviceGetTemperature(void *h, int sensor, unsigned *ret)
 {
     struct played p;
     struct gpu *g;
-    const int r = about(&p, "temperature", h, &g);
+    int r = about(&p, "temperature", h, &g);
+
+    if (r == OK && *g->parent) /* of the whole GPU alone */
+        r = NOT_SUPPORTED;
 
     if (r == OK && sensor == 0)
         *ret = (unsigned)g->temp;
@@ -348,6 +368,32 @@ API int nvmlDeviceGetMigMode(void *h, unsigned *now, unsigned *pending)
     if (r == OK)
         *now = *pending = (unsigned)g->mig;
     return r;
+}
+
+API int nvmlDeviceGetMaxMigDeviceCount(void *h, unsigned *n)
+{
+    struct played p;
+    struct gpu *g;
+    const int r = about(&p, "mig", h, &g);
+
+    if (r == OK)
+        *n = g->mig ? 7 : 0;
+    return r;
+}
+
+API int nvmlDeviceGetMigDeviceHandleByIndex(void *h, unsigned at, void **ret)
+{
+    struct played p;
+    struct gpu *g;
+    const int r = about(&p, "mig", h, &g);
+
+    for (unsigned i = 0; r == OK && i < p.n_parts; i++) {
+        if (strcmp(p.part[i].parent, g->uuid) != 0 || at-- > 0)
+            continue;
+        give_handle(p.part[i].uuid, ret);
+        return OK;
+    }
+    return r == OK ? NOT_FOUND : r;
 }
 
 struct process_info {

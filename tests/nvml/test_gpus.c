@@ -359,6 +359,40 @@ static void test_a_rank_that_dies_first(void **state)
     wait_device(w, B, "FREE", "");
 }
 
+/* Instances are devices of their own; what happens to their GPU happens to all of them. */
+static void test_instances(void **state)
+{
+#define SPLIT                                                              \
+    TWO "set " A " mig 1\nmig " A " MIG-11110000 H100_MIG_3g.40gb 40000\n" \
+        "mig " A " MIG-22220000 H100_MIG_3g.40gb 40000\n"
+    struct world *w = *state;
+    json_t *o, *d;
+
+    begin(w, SPLIT);
+    wait_device(w, "MIG-11110000", "FREE", "");
+    d = device(w, "MIG-22220000");
+    assert_string_equal(world_text_of(d, "name"), "H100 MIG 3g.40gb");
+    assert_true(json_is_null(json_object_get(d, "utilisation")));
+    json_decref(d);
+    assert_null(device(w, A));
+    const uint64_t job =
+        submit(w, 1, "gpu", 2, "{\"play\":{\"steps\":80,\"delay_ms\":100,\"resume\":3}}");
+    world_wait_for(w, job, "RUNNING", 2);
+    o = world_show(w, job);
+    assert_string_equal(json_string_value(json_array_get(json_object_get(o, "device_names"), 1)),
+                        "MIG-22220000");
+    json_decref(o);
+    play(SPLIT "event 1 " A " xid 79\nset " A " lost 1\n");
+    wait_device(w, "MIG-11110000", "FENCED", "Xid 79");
+    wait_device(w, "MIG-22220000", "FENCED", "Xid 79");
+    wait_device(w, B, "FREE", "");
+    wait_reason(w, job, "MIG-11110000: Xid 79");
+    o = world_show(w, job);
+    assert_string_equal(world_text_of(json_array_get(json_object_get(o, "attempts"), 0), "state"),
+                        "NODE_FAIL");
+    json_decref(o);
+}
+
 /* The driver hangs in a call: the daemon answers, what trains trains on, nothing new is
  * placed there; and it stops in good time. */
 static void test_a_driver_that_hangs(void **state)
@@ -441,15 +475,11 @@ int main(void)
 {
 #define TEST(f) cmocka_unit_test_setup_teardown(f, world_setup, world_teardown)
     const struct CMUnitTest tests[] = {
-        TEST(test_what_is_there),
-        TEST(test_a_job_on_gpus),
-        TEST(test_hardware_that_fails),
-        TEST(test_other_peoples_processes),
-        TEST(test_a_rank_that_dies_first),
-        TEST(test_a_driver_that_hangs),
-        TEST(test_drivers_that_refuse),
-        TEST(test_a_build_for_the_cpu),
-        TEST(test_a_module_that_cannot_be_used),
+        TEST(test_what_is_there),          TEST(test_a_job_on_gpus),
+        TEST(test_hardware_that_fails),    TEST(test_other_peoples_processes),
+        TEST(test_a_rank_that_dies_first), TEST(test_instances),
+        TEST(test_a_driver_that_hangs),    TEST(test_drivers_that_refuse),
+        TEST(test_a_build_for_the_cpu),    TEST(test_a_module_that_cannot_be_used),
         TEST(test_cuda_visible_devices),
     };
     int fd, r;

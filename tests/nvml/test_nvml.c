@@ -80,6 +80,42 @@ static void test_an_inventory(void **state)
     nvml_close(n);
 }
 
+/* A GPU that is split gives its place to its instances. */
+static void test_instances(void **state)
+{
+    static struct nvml_gpu g[NVML_GPUS_MAX];
+    static const char parts[] =
+        "set GPU-aaaa0000-1111-2222-3333-444455556666 mig 1\n"
+        "set GPU-aaaa0000-1111-2222-3333-444455556666 temp 55\n"
+        "set GPU-aaaa0000-1111-2222-3333-444455556666 uncorrected 4\n"
+        "mig GPU-aaaa0000-1111-2222-3333-444455556666 MIG-1111 H100_MIG_3g.40gb 40000\n"
+        "mig GPU-aaaa0000-1111-2222-3333-444455556666 MIG-2222 H100_MIG_1g.10gb 9856\n"
+        "process MIG-2222 4711 100\n";
+    struct nvml *n;
+
+    (void)state;
+    play(TWO, parts);
+    n = opened();
+    assert_int_equal(sample(n, g), 3);
+    assert_string_equal(g[0].uuid, "MIG-1111");
+    assert_string_equal(g[1].uuid, "MIG-2222");
+    assert_string_equal(g[2].uuid, B);
+    assert_string_equal(g[0].name, "H100 MIG 3g.40gb");
+    assert_true(g[1].memory_total == 9856ull << 20);
+    for (int i = 0; i < 2; i++) {
+        assert_string_equal(g[i].parent, A);
+        assert_string_equal(g[i].pci, "00000000:01:00.0");
+        assert_true(g[i].temperature == 55 && g[i].uncorrected == 4);
+        assert_true(g[i].utilisation == -1 && !g[i].mig && g[i].processes_known);
+    }
+    assert_true(g[0].n_processes == 0 && g[1].n_processes == 1);
+    assert_string_equal(g[2].parent, "");
+    play(TWO, "set GPU-aaaa0000-1111-2222-3333-444455556666 mig 1\n"); /* no instance yet */
+    assert_int_equal(sample(n, g), 2);
+    assert_true(g[0].mig && !strcmp(g[0].uuid, A));
+    nvml_close(n);
+}
+
 /* What a call does not say is not known; what it needs is said. */
 static void test_calls_that_say_no(void **state)
 {
@@ -269,9 +305,13 @@ static void test_an_older_driver(void **state)
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_an_inventory),        cmocka_unit_test(test_calls_that_say_no),
-        cmocka_unit_test(test_drivers_that_say_no), cmocka_unit_test(test_events),
-        cmocka_unit_test(test_a_driver_that_hangs), cmocka_unit_test(test_a_driver_that_is_mended),
+        cmocka_unit_test(test_an_inventory),
+        cmocka_unit_test(test_calls_that_say_no),
+        cmocka_unit_test(test_instances),
+        cmocka_unit_test(test_drivers_that_say_no),
+        cmocka_unit_test(test_events),
+        cmocka_unit_test(test_a_driver_that_hangs),
+        cmocka_unit_test(test_a_driver_that_is_mended),
     };
     const struct CMUnitTest old[] = {cmocka_unit_test(test_an_older_driver)};
     const struct CMUnitTest hang[] = {cmocka_unit_test(test_a_driver_that_never_returns)};

@@ -57,10 +57,22 @@ struct cpu_widen {
     bool multiply; /* dst *= factor instead; src is not read */
 };
 
-/* What a step of kn_adamw8 has in common: 0 of each for m, 1 for v. */
+/* Floats with the same upper 16 bits: a bin. Two neighbours of a dynamic map are further
+ * apart than a bin there is wide, so that at most one threshold lies in it. Below 2^-23
+ * one bin is enough, from 1 on too. */
+enum { CPU_BIN_LOW = 0x33ff, CPU_BIN_HIGH = 0x3f80, CPU_BINS = CPU_BIN_HIGH - CPU_BIN_LOW + 1 };
+
+/* One dynamic map (kernels/dynamic.h) and how its codes are found: the code of the least
+ * float of x's bin (of x's sign), and one more where x is above that code's threshold. */
+struct cpu_dynamic {
+    float map[KN_DYNAMIC], above[KN_DYNAMIC];
+    uint8_t bin[2][CPU_BINS];
+};
+
+/* What the blocks of a step of kn_adamw8 have in common. */
 struct cpu_adamw8 {
     struct kn_adamw8_rate rate;
-    float map[2][KN_DYNAMIC], tree[2][KN_DYNAMIC]; /* kernels/dynamic.h */
+    struct cpu_dynamic m, v;
 };
 
 /* One instruction set's code. Row functions do rows [r0, r1). */
@@ -97,6 +109,7 @@ struct kn_ctx {
     dnnl_stream_t *streams; /* one per thread */
     void **scratch;         /* one per thread, and one more shared by all */
     size_t *scratch_bytes;
+    struct cpu_adamw8 *adamw8; /* made when it is needed first */
 };
 
 /* Memory for large things: pages of 2 MiB where the kernel has them (fewer misses

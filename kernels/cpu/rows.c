@@ -165,28 +165,3 @@ int cpu_adamw(struct kn_ctx *ctx, const struct kn_adamw *a)
     }
     return 0;
 }
-
-int cpu_adamw8(struct kn_ctx *ctx, const struct kn_adamw8 *a)
-{
-    struct cpu_adamw8 common;
-    int r = kn_check_adamw8(a);
-
-    if (r == 0)
-        r = kn_check_adamw8_blocks(a);
-    if (r)
-        return r < 0 ? r : 0;
-    if (a->sweep->nonfinite)
-        return 0;
-    common.rate = kn_adamw8_rate_of(a->step, a->sweep->sum_sq);
-    for (int u = 0; u < 2; u++) {
-        kn_dynamic_map(common.map[u], u == 0);
-        kn_dynamic_tree(common.tree[u], common.map[u], u == 0);
-    }
-#pragma omp parallel num_threads(team(ctx, a->n))
-    {
-        int64_t lo, hi;
-        stretch(a->n_blocks, &lo, &hi);
-        ctx->vec->adamw8(a, &common, lo, hi);
-    }
-    return 0;
-}

@@ -57,6 +57,7 @@ static void cpu_close(struct kn_ctx *ctx)
     free(ctx->streams);
     free(ctx->scratch);
     free(ctx->scratch_bytes);
+    free(ctx->adamw8);
     free(ctx);
 }
 

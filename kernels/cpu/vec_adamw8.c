@@ -7,14 +7,29 @@
 
 enum { BLOCK = KN_ADAMW8_BLOCK };
 
-static void decode(float *x, const uint8_t *code, int64_t n, const float *map, float scale)
+static void decode(float *x, const uint8_t *code, int64_t n, const struct cpu_dynamic *d,
+                   float scale)
 {
     for (int64_t i = 0; i < n; i++)
-        x[i] = map[code[i]] * scale;
+        x[i] = d->map[code[i]] * scale;
+}
+
+/* x in [-1, 1]; what is beyond counts as the end. */
+VINLINE uint8_t code_of(const struct cpu_dynamic *d, float x)
+{
+    uint32_t u;
+    int bin;
+
+    memcpy(&u, &x, sizeof u);
+    bin = (int)(u >> 16 & 0x7fff);
+    bin = bin < CPU_BIN_LOW ? CPU_BIN_LOW : bin;
+    bin = bin > CPU_BIN_HIGH ? CPU_BIN_HIGH : bin;
+    bin = d->bin[u >> 31][bin - CPU_BIN_LOW];
+    return (uint8_t)(bin + (x > d->above[bin]));
 }
 
 /* The scale of x (BLOCK, zeros beyond n); its codes. */
-static float encode(uint8_t *code, const float *x, int64_t n, const float *tree)
+static float encode(uint8_t *code, const float *x, int64_t n, const struct cpu_dynamic *d)
 {
     vf largest = {0};
     float unit[BLOCK], scale;
@@ -27,7 +42,7 @@ static float encode(uint8_t *code, const float *x, int64_t n, const float *tree)
     for (int64_t i = 0; i < n; i += VW)
         vf_store(unit + i, vf_load(x + i) / vf_set(scale > 0.0f ? scale : 1.0f));
     for (int64_t i = 0; i < n; i++)
-        code[i] = kn_dynamic_code(tree, unit[i]);
+        code[i] = code_of(d, unit[i]);
     return scale;
 }
 
@@ -44,8 +59,8 @@ static void one_block(const struct kn_adamw8 *a, const struct cpu_adamw8 *c, int
         mp = a->m32 + b->full;
         vp = a->v32 + b->full;
     } else {
-        decode(mp, a->m + b->at, b->n, c->map[0], a->m_scale[block]);
-        decode(vp, a->v + b->at, b->n, c->map[1], a->v_scale[block]);
+        decode(mp, a->m + b->at, b->n, &c->m, a->m_scale[block]);
+        decode(vp, a->v + b->at, b->n, &c->v, a->v_scale[block]);
     }
     for (int64_t i = 0; i < b->n; i += VW) {
         const int64_t n = b->n - i;
@@ -59,8 +74,8 @@ static void one_block(const struct kn_adamw8 *a, const struct cpu_adamw8 *c, int
         vf_put(vp, i, b->full >= 0 ? n : VW, KN_F32, v);
     }
     if (b->full < 0) {
-        a->m_scale[block] = encode(a->m + b->at, mp, b->n, c->tree[0]);
-        a->v_scale[block] = encode(a->v + b->at, vp, b->n, c->tree[1]);
+        a->m_scale[block] = encode(a->m + b->at, mp, b->n, &c->m);
+        a->v_scale[block] = encode(a->v + b->at, vp, b->n, &c->v);
     }
 }
 

@@ -14,7 +14,7 @@
 enum {
     ADAMW8_THREADS = KN_DYNAMIC,
     ADAMW8_WARPS = ADAMW8_THREADS / 32,
-    ADAMW8_GRID = 1024, /* the tables are made once a thread block */
+    ADAMW8_PER_SM = 4, /* thread blocks that fit: each makes the tables, then has many blocks */
     PIECES = KN_ADAMW8_BLOCK / 128
 };
 
@@ -180,8 +180,9 @@ __global__ void __launch_bounds__(ADAMW8_THREADS) adamw8_update(kn_adamw8 a, boo
 
 int cuda_adamw8(kn_ctx *ctx, const kn_adamw8 *a)
 {
-    const int r = kn_check_adamw8(a);
+    int r = kn_check_adamw8(a);
     const int64_t blocks = (a->n_blocks + ADAMW8_WARPS - 1) / ADAMW8_WARPS;
+    int sms = 1;
     uintptr_t bits = 0;
 
     if (r)
@@ -189,7 +190,11 @@ int cuda_adamw8(kn_ctx *ctx, const kn_adamw8 *a)
     for (const void *p :
          std::initializer_list<const void *>{a->p, a->g, a->m, a->v, a->m32, a->v32})
         bits |= (uintptr_t)p;
-    LAUNCH(adamw8_update, (unsigned)(blocks < ADAMW8_GRID ? blocks : (int64_t)ADAMW8_GRID),
-           ADAMW8_THREADS, 0, ctx->stream, *a, bits % 16 == 0);
+    r = cuda_error(cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, ctx->device));
+    if (r)
+        return r;
+    const int64_t most = (int64_t)sms * ADAMW8_PER_SM;
+    LAUNCH(adamw8_update, (unsigned)(blocks < most ? blocks : most), ADAMW8_THREADS, 0, ctx->stream,
+           *a, bits % 16 == 0);
     return cuda_launched();
 }

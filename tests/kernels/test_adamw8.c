@@ -49,7 +49,7 @@ static const struct layout layouts[] = {
      .weight_decay = 0.01f,
      .max_grad_norm = 0.5f},
     {.tensor = {4100, 12, 5001, 7, 6000}, .n = 5, .steps = 5, .least = 4096, .odd = 3},
-    {.tensor = {40000}, .n = 1, .steps = 2, .weight_decay = 0.3f},
+    {.tensor = {33100}, .n = 1, .steps = 1, .weight_decay = 0.3f},
 };
 
 /* Gradients of several sizes, so that a block's codes are far apart; some are 0. */
@@ -243,6 +243,42 @@ static void nothing(void **unused)
     kit_close(&k);
 }
 
+/* A gradient shorter than the bound is left as it is; else it becomes g * c, c = bound /
+ * (norm + 1e-6). */
+static void clipping(void **unused)
+{
+    static const int64_t tensors[] = {5000, 300};
+    struct adamw8_case s[2];
+    struct kit k;
+    float g[5300];
+
+    (void)unused;
+    assert_true(kit_open(&k, backend, KN_F32, 1));
+    gradient(g, 5300, 3);
+    const struct kn_sweep sweep = adamw8_case_sweep(g, 5300);
+    for (int i = 0; i < 2; i++) {
+        const struct kn_adamw_step step =
+            step_of(1, 0.1f, i ? 2.0f * (float)sqrt(sweep.sum_sq) : 0.0f);
+        adamw8_case_make(&s[i], &k, tensors, 2, 4096);
+        kit_put(&k, s[i].g, g, sizeof g);
+        adamw8_case_step(&s[i], &step, &sweep);
+    }
+    adamw8_case_same(&s[0], &s[1]);
+
+    const int64_t one = 1;
+    const float small = 1e-3f;
+    const struct kn_sweep square = adamw8_case_sweep(&small, 1);
+    const struct kn_adamw_step step = {
+        .lr = 1e-3f, .eps = 1e-8f, .max_grad_norm = 5e-4f, .bias1 = 1.0f, .bias2 = 1.0f};
+    float scale;
+    adamw8_case_make(&s[0], &k, &one, 1, 0);
+    kit_put(&k, s[0].g, &small, sizeof small);
+    adamw8_case_step(&s[0], &step, &square);
+    kit_take(&k, &scale, s[0].a.m_scale, sizeof scale);
+    assert_true(fabs((double)scale / (1e-3 * 5e-4 / (1e-3 + 1e-6)) - 1.0) < 2e-7);
+    kit_close(&k);
+}
+
 static void refused(void **unused)
 {
     static const int64_t tensors[] = {300, 20};
@@ -304,7 +340,7 @@ int main(int argc, char **argv)
     const size_t n = argc > 1 ? (size_t)argc - 1 : ARRAY_LEN(names);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(same_as_ref), cmocka_unit_test(thresholds), cmocka_unit_test(edges),
-        cmocka_unit_test(nothing),     cmocka_unit_test(refused),
+        cmocka_unit_test(nothing),     cmocka_unit_test(refused),    cmocka_unit_test(clipping),
 
     };
     int failed = 0;

@@ -14,6 +14,7 @@
 #include "daemon/gpu_watch.h"
 #include "daemon/probe.h"
 #include "proto/log.h"
+#include "proto/proc.h"
 
 enum {
     PERIOD_MS = 2000,
@@ -40,6 +41,7 @@ struct card { /* a GPU that was seen and that alignd may use */
         int64_t ns;
     } told;
     uint32_t hidden_pid; /* seen in the last sample; in no namespace of ours            */
+    bool hidden_memory;  /* so                                                          */
     bool lost_told, rows_told, hot_told;
     uint64_t uncorrected; /* NVML_UNKNOWN: not counted yet                             */
 };
@@ -54,7 +56,8 @@ struct gpus {
     enum gpu_watch_state state;
     uint64_t sample;
     char visible_note[256], note[512];
-    bool told; /* the core is ready to hear                                            */
+    bool told;          /* the core is ready to hear                                   */
+    bool whole_machine; /* NVML's numbers of processes are ours                        */
 };
 
 /* ---- processes ---- */
@@ -92,9 +95,23 @@ static void say_locked(const struct alignd *a, struct card *c)
     (void)snprintf(c->note, sizeof c->note, "%s has its lock", who);
 }
 
+/* In a container NVML may list nobody, but what they hold is counted. The driver's own share
+ * is less than a sixteenth, also when it is counted too. */
+static bool used_by_unseen(const struct alignd *a, struct card *c, const struct nvml_gpu *g,
+                           bool ours_there)
+{
+    const bool was = c->hidden_memory;
+
+    c->hidden_memory = !a->gpus->whole_machine && !ours_there && g->n_processes == 0 &&
+                       g->memory_used != NVML_UNKNOWN && g->memory_total != NVML_UNKNOWN &&
+                       g->memory_used > g->memory_total / 16;
+    return was && c->hidden_memory;
+}
+
 /* Others' processes on it. One whose number this namespace does not show may be a rank
  * that has just ended, or one of ours: it counts when no gang of ours is there, and it
- * was there the last time too. */
+ * was there the last time too. In a container the number of one of ours can be somebody
+ * else's here. */
 static void judge_processes(const struct alignd *a, struct card *c, const struct gpu_watch_gpu *g)
 {
     const bool ours_there = gangs_use_device(a, g->g.uuid);
@@ -104,7 +121,7 @@ static void judge_processes(const struct alignd *a, struct card *c, const struct
         const struct process *p = &g->process[i];
         if (p->pid && gangs_session(a, p->session))
             continue;
-        if (!p->pid) {
+        if (!p->pid || (ours_there && !a->gpus->whole_machine)) {
             hidden = g->g.process[i].pid ? g->g.process[i].pid : UINT32_MAX;
             if (ours_there || c->hidden_pid != hidden)
                 continue;
@@ -113,11 +130,16 @@ static void judge_processes(const struct alignd *a, struct card *c, const struct
             first = i;
     }
     c->hidden_pid = hidden;
-    c->foreign = others > 0 || c->locked;
+    const bool unseen = used_by_unseen(a, c, &g->g, ours_there);
+    c->foreign = others > 0 || c->locked || unseen;
     if (others > 0)
         say_other(c, g, first, others - 1);
     else if (c->locked)
         say_locked(a, c);
+    else if (unseen)
+        (void)snprintf(c->note, sizeof c->note,
+                       "a program that this container does not show, %.1f GiB",
+                       (double)g->g.memory_used / (1 << 30));
 }
 
 /* ---- what the core hears ---- */
@@ -477,6 +499,7 @@ int gpus_open(struct alignd *a)
     if (!s)
         return -ENOMEM;
     a->gpus = s;
+    s->whole_machine = proc_whole_machine();
     gpu_visible_env(&s->env);
     r = uv_async_init(a->loop, &s->async, on_async);
     if (r < 0)

@@ -15,6 +15,9 @@ void proc_boot_text(char ret[PROC_BOOT_TEXT]);
 /* The same as bytes; zeros when it does not say. */
 void proc_boot_bytes(uint8_t ret[PROC_BOOT_BYTES]);
 
+/* This process numbers processes as the machine does, not as a container. */
+bool proc_whole_machine(void);
+
 /* Field 22 of /proc/PID/stat, proc(5): when it started, in clock ticks since the
  * boot. 0: there is no such process, or only its unreaped remains. */
 uint64_t proc_start(pid_t pid);

@@ -21,7 +21,7 @@ struct variant {
     unsigned without; /* plain.h */
     struct bench_engine engine;
     enum bench_rows_kind rows; /* not BENCH_SHARED: the passes alone                 */
-    bool ref_each, one_example, bf16_base;
+    bool ref_each, one_example, bf16_base, adamw8;
     int32_t only; /* 0: any method                                                   */
 };
 
@@ -38,6 +38,7 @@ static const struct variant variants[] = {
     {"RoPE unfused", NEAR, .without = PLAIN_ROPE, PLANNED},
     {"SwiGLU unfused", NEAR, .without = PLAIN_SWIGLU, PLANNED},
     {"log-softmax unfused", NEAR, .without = PLAIN_LOGPROB, PLANNED},
+    {"AdamW in 8 bits", BITS, PLANNED, .adamw8 = true},
     {"attention on the portable kernels", NEAR, .without = PLAIN_MMA, PLANNED},
     {"logits in one piece", BITS, .engine = {-1, -1, true, false}},
     {"logits of prompts too", BITS, .engine = {-1, -1, false, true}, .rows = BENCH_ALL_ROWS},
@@ -74,6 +75,65 @@ static int put_start(struct ablation *a, enum kn_dir dir, struct err *err)
     return r < 0 ? err_set(err, r, "the adapter: %s", strerror(-r)) : 0;
 }
 
+/* ---- AdamW in 8 bits, over moments of its own that lie on the device: kn_adamw's place in
+ * the table. With a learning rate of 0 neither of the two moves the adapter. */
+
+static struct {
+    const struct kn_ops *product;
+    struct kn_adamw8 a; /* p, g, sweep and step are each call's                     */
+    char *memory;
+} eight;
+
+static int adamw8_instead(struct kn_ctx *ctx, const struct kn_adamw *a)
+{
+    struct kn_adamw8 e = eight.a;
+
+    e.p = a->p;
+    e.g = a->g;
+    e.sweep = a->sweep;
+    e.step = a->step;
+    return a->n == e.n ? eight.product->adamw8(ctx, &e) : -EINVAL;
+}
+
+/* One piece of memory: blocks, scales, codes; moments of 0. */
+static int adamw8_take(struct ablation *a, struct err *err)
+{
+    struct trainer *t = &a->b->t;
+    const int64_t n = t->adapter->n, blocks = (n + KN_ADAMW8_BLOCK - 1) / KN_ADAMW8_BLOCK;
+    const size_t head = (size_t)blocks * (sizeof(struct kn_adamw8_block) + 2 * sizeof(float));
+    char *host = calloc(1, head + 2 * (size_t)n);
+    void *memory = NULL;
+    int r = host ? t->ops->alloc(t->ctx, head + 2 * (size_t)n, &memory) : -ENOMEM;
+
+    if (r == 0) {
+        struct kn_adamw8_block *block = (void *)host;
+        for (int64_t i = 0; i < blocks; i++) {
+            const int64_t at = i * KN_ADAMW8_BLOCK, left = n - at;
+            block[i] = (struct kn_adamw8_block){
+                .at = at,
+                .full = -1,
+                .n = (int32_t)(left < KN_ADAMW8_BLOCK ? left : KN_ADAMW8_BLOCK)};
+        }
+        memset(host + head, 127, (size_t)n); /* m's code of 0; v's is 0 */
+        r = t->ops->copy(t->ctx, memory, host, head + 2 * (size_t)n, KN_TO_DEVICE);
+    }
+    free(host);
+    if (r < 0) {
+        t->ops->free(t->ctx, memory);
+        return err_set(err, r, "the moments in 8 bits: %s", strerror(-r));
+    }
+    eight.memory = memory;
+    float *scales = (void *)(eight.memory + (size_t)blocks * sizeof(struct kn_adamw8_block));
+    eight.a = (struct kn_adamw8){.m = (uint8_t *)(eight.memory + head),
+                                 .v = (uint8_t *)(eight.memory + head) + n,
+                                 .m_scale = scales,
+                                 .v_scale = scales + blocks,
+                                 .block = memory,
+                                 .n = n,
+                                 .n_blocks = blocks};
+    return 0;
+}
+
 static bool same_engine(const struct bench_engine *a, const struct bench_engine *b)
 {
     return a->recompute == b->recompute && a->per_use == b->per_use &&
@@ -92,12 +152,16 @@ static int take_table(struct bench *b, void *arg, struct err *err)
         return err_set(err, -ENOTSUP, "backend %s has no kn_plain: cudaplain, simplain have",
                        b->backend);
     const int r = a->plain(t->ctx, &a->table, 0);
+    eight.product = t->ops;
     t->ops = &a->table;
     return r < 0 ? err_set(err, r, "kn_plain: %s", strerror(-r)) : 0;
 }
 
 static void close_trainer(struct ablation *a)
 {
+    if (eight.memory)
+        a->b->t.ops->free(a->b->t.ctx, eight.memory);
+    eight.memory = NULL;
     if (a->plain && a->b->t.ctx)
         (void)a->plain(a->b->t.ctx, &a->table, 0);
     bench_close(a->b);
@@ -136,6 +200,11 @@ static int prepare(struct ablation *a, const struct variant *v, struct err *err)
     if (r == 0 && !same_engine(&v->engine, &a->open)) {
         b->engine = a->open = v->engine;
         r = bench_reopen_engine(b, err);
+    }
+    if (r == 0 && v->adamw8) {
+        if (!eight.memory)
+            r = adamw8_take(a, err);
+        a->table.adamw = adamw8_instead;
     }
     b->ref_each = v->ref_each;
     b->t.plan.token_budget = v->one_example ? b->rows.p + b->rows.c + b->rows.r : a->budget;

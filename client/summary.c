@@ -83,6 +83,8 @@ const char *summary_text(const struct spec *spec, const char *resolved, const js
         add(&s, "; beta %g (%s)", spec->beta, jobview_text(origin, "beta"));
     add(&s, "; %s r %d, alpha %d", spec->load_in_4bit ? "QLoRA" : "LoRA", spec->lora_r,
         spec->lora_alpha);
+    if (spec->optim == SPEC_ADAMW_8BIT)
+        add(&s, "; optim adamw_8bit");
     add(&s, "; max_length %lld (%s)", (long long)spec->max_length,
         jobview_text(origin, "max_length"));
     if (check && *dataprint_dropped(check, dropped, sizeof dropped))

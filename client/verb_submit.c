@@ -7,6 +7,7 @@
 #include "client/jobfile.h"
 #include "client/jobview.h"
 #include "client/summary.h"
+#include "proto/spec_value.h"
 
 struct submit {
     struct args_sets sets;
@@ -178,6 +179,7 @@ static int kept(struct cli *cli, const struct submit *s)
     static const char *const keys[] = {
         "name",
         "method",
+        "optim",
         "output_dir",
         "devices",
         "device_type",
@@ -199,8 +201,9 @@ static int kept(struct cli *cli, const struct submit *s)
     };
     json_t *was = s->was ? json_loads(s->was, 0, NULL) : NULL;
     json_t *now = json_loads(s->file.resolved, 0, NULL);
-    const json_t *a = json_object_get(was, "values"), *b = json_object_get(now, "values");
+    json_t *a = json_object_get(was, "values"), *b = json_object_get(now, "values");
     int r = CLI_OK;
+    spec_value_fill(a);
     for (size_t i = 0; a && b && r == CLI_OK && i < sizeof keys / sizeof keys[0]; i++)
         if (!json_equal(json_object_get(a, keys[i]), json_object_get(b, keys[i])) &&
             !left_open(keys[i], json_object_get(b, keys[i])))

@@ -78,7 +78,7 @@ int spec_from_resolved(const char *json, size_t bytes, struct spec **ret_spec, s
     if (!root)
         return err_set(err, -EINVAL, "resolved spec: not JSON: line %d: %s", je.line, je.text);
     const json_t *version = json_object_get(root, "spec_version");
-    const json_t *values = json_object_get(root, "values");
+    json_t *values = json_object_get(root, "values");
     if (!json_is_integer(version) || json_integer_value(version) != SPEC_VERSION) {
         r = err_set(err, -EINVAL, "resolved spec: spec_version must be %d", SPEC_VERSION);
         goto fail;
@@ -92,6 +92,7 @@ int spec_from_resolved(const char *json, size_t bytes, struct spec **ret_spec, s
         r = -ENOMEM;
         goto fail;
     }
+    spec_value_fill(values);
     r = read_values(values, spec, &sink);
     if (r < 0)
         goto fail;
@@ -104,6 +105,24 @@ fail:
     spec_free(spec);
     json_decref(root);
     return r;
+}
+
+static json_t *filled(const char *resolved, json_t **ret_root)
+{
+    *ret_root = json_loads(resolved, 0, NULL);
+    json_t *values = json_object_get(*ret_root, "values");
+    spec_value_fill(values);
+    return values;
+}
+
+bool spec_same_values(const char *a, const char *b)
+{
+    json_t *root[2];
+    const json_t *x = filled(a, &root[0]), *y = filled(b, &root[1]);
+    const bool same = x && y && json_equal(x, y);
+    json_decref(root[0]);
+    json_decref(root[1]);
+    return same;
 }
 
 /* Appends n bytes of s; false when it no longer fits. */

@@ -18,6 +18,8 @@ enum { SPEC_VERSION = 1 };
 
 enum spec_method { SPEC_SFT, SPEC_DPO };
 enum spec_schedule { SPEC_LINEAR, SPEC_COSINE, SPEC_CONSTANT, SPEC_CONSTANT_WITH_WARMUP };
+/* AdamW with float32 moments, or with bitsandbytes' 8 bits a moment. */
+enum spec_optim { SPEC_ADAMW_TORCH, SPEC_ADAMW_8BIT };
 enum spec_quant_type { SPEC_NF4, SPEC_FP4 };
 enum spec_loss { SPEC_LOSS_SIGMOID };
 enum spec_device_type { SPEC_DEVICE_AUTO, SPEC_DEVICE_GPU, SPEC_DEVICE_CPU };
@@ -81,6 +83,7 @@ struct spec {
     bool disable_dropout;      /* DPO: true by default, as TRL                        */
     bool completion_only_loss; /* SFT                                                 */
 
+    enum spec_optim optim;
     double learning_rate;
     enum spec_schedule lr_scheduler_type;
     double warmup_ratio;
@@ -163,6 +166,11 @@ int spec_read(const char *text, size_t bytes, const struct spec_options *opts,
 
 /* Parses a resolved spec (hostile input: checked like a file). */
 int spec_from_resolved(const char *json, size_t bytes, struct spec **ret_spec, struct err *err);
+
+/* Whether two resolved specs have the same values, wherever these come from: a run of one may
+ * be continued by the other. A key that one release has and the one before it had not is its
+ * default where it is missing. */
+bool spec_same_values(const char *a, const char *b);
 
 /* Replaces {name} and {id} in output_dir. id: "17", or "local" without a daemon. */
 int spec_place(struct spec *spec, const char *id, struct err *err);

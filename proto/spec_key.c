@@ -30,6 +30,13 @@ static const struct spec_word dtype_words[] = {{"auto", SPEC_DTYPE_AUTO},
                                                {NULL, 0}};
 static const struct spec_word quant_words[] = {{"nf4", SPEC_NF4}, {"fp4", SPEC_FP4}, {NULL, 0}};
 static const struct spec_word loss_words[] = {{"sigmoid", SPEC_LOSS_SIGMOID}, {NULL, 0}};
+/* transformers' names; the first of a value is the one that resolved specs have. Paged
+ * optimizers are the same numbers in other memory. */
+const struct spec_word spec_optim_words[] = {
+    {"adamw_torch", SPEC_ADAMW_TORCH},       {"adamw_8bit", SPEC_ADAMW_8BIT},
+    {"adamw_torch_fused", SPEC_ADAMW_TORCH}, {"adamw_bnb_8bit", SPEC_ADAMW_8BIT},
+    {"paged_adamw", SPEC_ADAMW_TORCH},       {"paged_adamw_32bit", SPEC_ADAMW_TORCH},
+    {"paged_adamw_8bit", SPEC_ADAMW_8BIT},   {NULL, 0}};
 static const struct spec_word schedule_words[] = {
     {"linear", SPEC_LINEAR},
     {"cosine", SPEC_COSINE},
@@ -86,6 +93,8 @@ const struct spec_key spec_keys[] = {
      AT(completion_only_loss),
      {"true", NULL}},
 
+    {"optim", SPEC_KIND_WORD, ALL, AT(optim), BOTH("\"adamw_torch\""), .later = true,
+     .words = spec_optim_words},
     {"learning_rate", SPEC_KIND_REAL, ALL, AT(learning_rate), {"2e-05", "5e-06"}, 0, 100},
     {"lr_scheduler_type", SPEC_KIND_WORD, ALL, AT(lr_scheduler_type), BOTH("\"linear\""),
      .words = schedule_words},

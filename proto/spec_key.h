@@ -39,6 +39,8 @@ struct spec_key {
     double lo, hi;           /* numbers: the closed range                          */
     bool above;              /* lo itself is not allowed                           */
     bool derived;            /* in the resolved spec only: not for a person to set */
+    bool later;              /* came after release 0.1: its fallback where a resolved spec
+                                has it not                                         */
     const struct spec_word *words;
 };
 
@@ -76,6 +78,7 @@ extern const struct spec_word spec_format_words[];
 extern const struct spec_word spec_preference_words[];
 extern const struct spec_word spec_template_words[];
 extern const struct spec_word spec_method_words[];
+extern const struct spec_word spec_optim_words[]; /* the checkpoint's names too */
 
 const struct spec_key *spec_key_find(const char *name);
 const struct spec_other *spec_other_find(const char *name);

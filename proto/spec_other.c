@@ -30,6 +30,7 @@ const struct spec_alias spec_aliases[] = {
     SAME("eval_batch_size", "per_device_eval_batch_size"),
     SAME("num_epochs", "num_train_epochs"),
     SAME("lr_scheduler", "lr_scheduler_type"),
+    SAME("optimizer", "optim"),
     /* LLaMA-Factory */
     SAME("stage", "method"),
     SAME("lora_rank", "lora_r"),
@@ -274,10 +275,6 @@ const struct spec_other spec_others[] = {
     {"max_samples", "[]", "write samples: of each entry of train:"},
     {"bnb_config_kwargs", "[null,{}]",
      "write bnb_4bit_quant_type and bnb_4bit_use_double_quant themselves"},
-    {"optim", "[\"adamw_torch\",\"adamw_torch_fused\",\"paged_adamw\",\"paged_adamw_32bit\"]",
-     "only AdamW with 32-bit state is built: optim: adamw_torch"},
-    {"optimizer", "[\"adamw_torch\",\"adamw_torch_fused\",\"paged_adamw\",\"paged_adamw_32bit\"]",
-     "only AdamW with 32-bit state is built: optimizer: adamw_torch"},
     {"optim_args", "[null,\"\",{}]", "write adam_beta1, adam_beta2, adam_epsilon"},
     {"optim_target_modules", "[null]", "LoRA on linears only: leave it out"},
     {"lr_scheduler_kwargs", "[null,{}]", "the schedules have no settings: leave it out"},

@@ -135,6 +135,18 @@ static json_t *check_whole(const struct spec_key *k, const char *path, const jso
     return json_integer((json_int_t)d);
 }
 
+static const char *near_word(const struct spec_word *words, const char *s)
+{
+    enum { MOST = 16 };
+    const char *list[MOST];
+    size_t n = 0;
+    for (; words->text && n < MOST; words++)
+        list[n++] = words->text;
+    const char *near = s ? spec_near_word(s, list, n) : NULL;
+    const size_t bytes = near ? strlen(near) : 0; /* adamw_torch_8bit is no adamw_torch */
+    return near && strncmp(s, near, bytes) == 0 && s[bytes] == '_' ? NULL : near;
+}
+
 static json_t *check_word(const char *path, const struct spec_word *words, const json_t *v,
                           struct spec_sink *sink)
 {
@@ -142,10 +154,12 @@ static json_t *check_word(const char *path, const struct spec_word *words, const
     const char *s = json_string_value(v);
     for (const struct spec_word *w = words; s && w->text; w++)
         if (strcmp(s, w->text) == 0)
-            return json_string(s);
+            return json_string(spec_word_text(words, w->value));
+    const char *near = near_word(words, s);
     word_list(words, all, sizeof all);
-    spec_sink_add(sink, path, "%s: must be one of %s; not %s", path, all,
-                  spec_value_show(v, buf, sizeof buf));
+    spec_sink_add(sink, path, "%s: must be one of %s; not %s%s%s%s", path, all,
+                  spec_value_show(v, buf, sizeof buf), near ? "; did you mean " : "",
+                  near ? near : "", near ? "?" : "");
     return NULL;
 }
 
@@ -402,6 +416,17 @@ json_t *spec_value_check(const struct spec_key *k, const json_t *v, struct spec_
         return check_eval(k->name, v, sink);
     }
     return NULL;
+}
+
+void spec_value_fill(json_t *values)
+{
+    const char *method = json_string_value(json_object_get(values, "method"));
+    const int m = method && strcmp(method, "sft") == 0 ? SPEC_SFT : SPEC_DPO;
+    for (size_t i = 0; i < spec_n_keys; i++) {
+        const struct spec_key *k = &spec_keys[i];
+        if (k->later && (k->methods & (1u << m)) && !json_object_get(values, k->name))
+            json_object_set_new(values, k->name, json_loads(k->fallback[m], JSON_DECODE_ANY, NULL));
+    }
 }
 
 static int word_value(const struct spec_word *words, const json_t *v)

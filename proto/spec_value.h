@@ -21,6 +21,10 @@ void spec_sink_note(struct spec_sink *sink, const char *path, const char *fmt, .
  * has (to json_decref), or NULL with the problems in `sink`. */
 json_t *spec_value_check(const struct spec_key *k, const json_t *v, struct spec_sink *sink);
 
+/* Puts the fallbacks of keys that came later into the values of a resolved spec that has them
+ * not. */
+void spec_value_fill(json_t *values);
+
 /* Writes a checked value into the struct. Returns 0 or -ENOMEM. */
 int spec_value_store(const struct spec_key *k, const json_t *checked, struct spec *spec);
 

@@ -11,6 +11,7 @@
 
 #include "proto/buf.h"
 #include "proto/spec.h"
+#include "proto/spec_key.h"
 #include "worker/dataset.h"
 #include "worker/device.h"
 #include "worker/folder.h"
@@ -70,13 +71,8 @@ static bool same_run(const struct check *c, const char *dir)
     fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (fd < 0)
         return false;
-    if (gang_read(fd, &g, &err) == 0) {
-        json_t *a = json_loads(g->spec, 0, NULL);
-        json_t *b = c->job->resolved ? json_loads(c->job->resolved, 0, NULL) : NULL;
-        same = a && b && json_equal(a, b);
-        json_decref(a);
-        json_decref(b);
-    }
+    if (gang_read(fd, &g, &err) == 0)
+        same = c->job->resolved && spec_same_values(g->spec, c->job->resolved);
     gang_free(g);
     close(fd);
     return same;
@@ -159,20 +155,20 @@ static void set_plan(struct check *c, const struct dataset *d, const struct mode
     struct memory_plan memory;
     struct plan plan;
     struct err err;
-    int64_t parameters;
+    struct moments_shape adapter;
 
     if (plan_make(c->spec, d, 0, &plan, &err) < 0 ||
-        lora_count(config, c->spec, &parameters, &err) < 0) {
+        lora_shape(config, c->spec, &adapter, &err) < 0) {
         problem(c, NULL, err.text);
         return;
     }
-    json_object_set_new(c->o, "lora_parameters", json_integer(parameters));
+    json_object_set_new(c->o, "lora_parameters", json_integer(adapter.n));
     if (c->devices.ops) {
         const struct memory_ask ask = {.spec = c->spec,
                                        .ops = c->devices.ops,
                                        .config = config,
                                        .data = d,
-                                       .params = parameters,
+                                       .adapter = adapter,
                                        .gpu = c->devices.gpu,
                                        .free = memory_for_rank(c),
                                        .sharing = c->devices.gpu ? 1 : c->spec->devices};
@@ -250,6 +246,7 @@ static void set_spec(struct check *c)
                         json_pack("{s:I,s:I,s:I,s:i}", "total", (json_int_t)s->train_batch_size,
                                   "per_device", (json_int_t)per_device, "accumulation",
                                   (json_int_t)accumulation, "devices", s->devices));
+    json_object_set_new(c->o, "optim", json_string(spec_word_text(spec_optim_words, s->optim)));
     json_object_set_new(c->o, "learning_rate", json_real(s->learning_rate));
     json_object_set_new(c->o, "threads_per_device",
                         json_integer(host_threads(s->threads_per_device, s->devices)));

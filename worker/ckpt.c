@@ -17,24 +17,24 @@
 
 static int write_state(int fd, const struct ckpt_save *s)
 {
-    static const char *const names[] = {"p", "m", "v"};
-    struct safetensors_tensor t[3];
+    struct moments_part part[MOMENTS_PARTS];
+    struct safetensors_tensor t[MOMENTS_PARTS];
+    const int n = moments_parts(&s->state->adapter, part);
     uint8_t digest[SHA256_BYTES];
     struct text_out json = {0};
-    const size_t bytes = 3 * (size_t)s->state->n * sizeof *s->pmv;
     int r;
 
-    for (int i = 0; i < 3; i++)
-        t[i] = (struct safetensors_tensor){.name = names[i],
-                                           .dtype = SAFETENSORS_F32,
+    for (int i = 0; i < n; i++)
+        t[i] = (struct safetensors_tensor){.name = part[i].name,
+                                           .dtype = part[i].dtype,
                                            .n_dims = 1,
-                                           .shape = {s->state->n},
-                                           .data = s->pmv + (size_t)i * (size_t)s->state->n};
+                                           .shape = {part[i].n},
+                                           .data = (const char *)s->image + part[i].at};
     r = safetensors_replace(fd, CKPT_STATE_TENSORS,
-                            &(struct safetensors_write){.tensors = t, .n = 3});
+                            &(struct safetensors_write){.tensors = t, .n = (size_t)n});
     if (r < 0)
         return r;
-    sha256_of(s->pmv, bytes, digest);
+    sha256_of(s->image, moments_image_bytes(&s->state->adapter), digest);
     ckpt_state_print(s->state, digest, &json);
     r = json.error;
     if (r == 0)

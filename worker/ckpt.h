@@ -1,10 +1,10 @@
 /* ckpt.h - checkpoints: what a run is after some step, whole or not there.
  *
  * attempts/N/checkpoint-S/ holds the PEFT adapter, state.safetensors (parameters and
- * both moments, float32), state.json (everything else, with checksums), the tokenizer's
- * files and trainer_state.json. It is written under a hidden name, synced, then renamed;
- * output_dir/checkpoint-S is a link to it, replaced atomically. A reader takes nothing
- * whose checksums do not agree. */
+ * moments: the parts of moments.h), state.json (everything else, with checksums),
+ * trainer_state.json and the tokenizer's files. It is written under a hidden name, synced,
+ * then renamed; output_dir/checkpoint-S is a link to it, replaced atomically. A reader takes
+ * nothing whose checksums do not agree. */
 #ifndef WORKER_CKPT_H
 #define WORKER_CKPT_H
 
@@ -15,6 +15,7 @@
 #include "worker/lora.h"
 #include "worker/metrics.h"
 #include "worker/model.h"
+#include "worker/moments.h"
 #include "worker/rundir.h"
 
 /* What a resume needs besides parameters and moments. The first attempt fixes the
@@ -24,7 +25,8 @@ struct ckpt_state {
     int64_t num_tokens;
     double loss_sum; /* of the steps' losses                                         */
     struct metrics_window window;
-    int64_t n; /* parameters                                                         */
+    struct moments_shape adapter; /* no optim in the file, as of release 0.1: adamw_torch */
+    bool names_optim;             /* it is there: the specs' digests are of one form       */
     uint32_t attempt;
     /* the plan */
     int64_t token_budget;
@@ -37,7 +39,7 @@ struct ckpt_state {
 struct ckpt_save {
     const struct rundir *dir;
     const struct ckpt_state *state;
-    const float *pmv; /* host (3 * n): p, m, v                                       */
+    const void *image; /* parameters and moments, as moments_move                     */
     const struct adapter *adapter;
     const struct model *model;
     const struct spec *spec;
@@ -50,14 +52,14 @@ struct ckpt_save {
  * checkpoints of before are untouched; -ESTALE: a later attempt has begun. */
 int ckpt_save(const struct ckpt_save *s, struct err *err);
 
-/* Reads attempts/A/checkpoint-S of `path`. pmv: malloc'ed (3 * state->n). -EBADMSG: the
+/* Reads the checkpoint in folder `dir`. image: malloc'ed, of state->adapter. -EBADMSG: the
  * files do not agree with their checksums; err says which. */
-int ckpt_load(const char *dir, struct ckpt_state *state, float **ret_pmv, struct err *err);
+int ckpt_load(const char *dir, struct ckpt_state *state, void **ret_image, struct err *err);
 
-/* The newest valid checkpoint of the attempts before `attempt`. Returns 1, state, pmv
+/* The newest valid checkpoint of the attempts before `attempt`. Returns 1, state, image
  * and its folder name relative to output_dir; 0: there is none; -errno. note: the last
  * one passed over and why, or "". */
-int ckpt_find(const char *output_dir, uint32_t attempt, struct ckpt_state *state, float **ret_pmv,
+int ckpt_find(const char *output_dir, uint32_t attempt, struct ckpt_state *state, void **ret_image,
               char name[64], struct err *note, struct err *err);
 
 /* Whether a run may go on from here as the spec asks (spec->bitwise: to the bit). */

@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "proto/sha256.h"
+#include "proto/spec_key.h"
 
 enum { STATE_VERSION = 1 };
 
@@ -29,6 +30,15 @@ static void put_double(struct text_out *t, const char *key, double v)
     text_out_add(t, "  \"%s\": \"%a\",\n", key, v);
 }
 
+static void put_adapter(struct text_out *t, const struct moments_shape *a)
+{
+    text_out_add(t, "  \"n_parameters\": %lld,\n  \"optim\": \"%s\",\n", (long long)a->n,
+                 spec_word_text(spec_optim_words, a->optim));
+    if (a->optim == SPEC_ADAMW_8BIT)
+        text_out_add(t, "  \"n_blocks\": %lld,\n  \"n_float\": %lld,\n", (long long)a->n_blocks,
+                     (long long)a->n_float);
+}
+
 void ckpt_state_print(const struct ckpt_state *s, const uint8_t tensors[32], struct text_out *out)
 {
     uint8_t check[SHA256_BYTES];
@@ -36,8 +46,8 @@ void ckpt_state_print(const struct ckpt_state *s, const uint8_t tensors[32], str
 
     text_out_add(out, "{\n  \"v\": %d,\n  \"global_step\": %lld,\n  \"attempt\": %u,\n",
                  STATE_VERSION, (long long)s->global_step, s->attempt);
-    text_out_add(out, "  \"num_tokens\": %lld,\n  \"n_parameters\": %lld,\n",
-                 (long long)s->num_tokens, (long long)s->n);
+    text_out_add(out, "  \"num_tokens\": %lld,\n", (long long)s->num_tokens);
+    put_adapter(out, &s->adapter);
     put_double(out, "loss_sum", s->loss_sum);
     put_double(out, "window_examples", s->window.examples);
     text_out_add(out, "  \"window_steps\": %lld,\n  \"window_mean\": [",
@@ -129,6 +139,37 @@ static bool get_window(const json_t *o, struct metrics_window *w)
     return ok;
 }
 
+/* By the one name that is written. */
+static bool get_optim(const json_t *v, enum spec_optim *ret)
+{
+    static const enum spec_optim all[] = {SPEC_ADAMW_TORCH, SPEC_ADAMW_8BIT};
+    const char *s = json_string_value(v);
+
+    for (size_t i = 0; s != NULL && i < sizeof all / sizeof *all; i++) {
+        *ret = all[i];
+        if (strcmp(s, spec_word_text(spec_optim_words, all[i])) == 0)
+            return true;
+    }
+    return false;
+}
+
+/* No optim: a checkpoint of release 0.1. */
+static bool get_adapter(const json_t *o, struct ckpt_state *s)
+{
+    const json_t *optim = json_object_get(o, "optim");
+    struct moments_shape *a = &s->adapter;
+
+    s->names_optim = optim != NULL;
+    if (!get_int(o, "n_parameters", 1, INT64_MAX, &a->n))
+        return false;
+    if (optim != NULL && !get_optim(optim, &a->optim))
+        return false;
+    if (a->optim == SPEC_ADAMW_8BIT && (!get_int(o, "n_blocks", 1, INT64_MAX, &a->n_blocks) ||
+                                        !get_int(o, "n_float", 0, INT64_MAX, &a->n_float)))
+        return false;
+    return moments_shape_valid(a);
+}
+
 int ckpt_state_parse(const char *text, size_t bytes, struct ckpt_state *ret, uint8_t tensors[32])
 {
     struct ckpt_state s = {0};
@@ -142,8 +183,7 @@ int ckpt_state_parse(const char *text, size_t bytes, struct ckpt_state *ret, uin
     ok = json_is_object(o) && get_int(o, "v", STATE_VERSION, STATE_VERSION, &v) &&
          get_int(o, "global_step", 0, INT64_MAX, &s.global_step) &&
          get_int(o, "attempt", 1, UINT32_MAX, &attempt) &&
-         get_int(o, "num_tokens", 0, INT64_MAX, &s.num_tokens) &&
-         get_int(o, "n_parameters", 1, INT64_MAX / 16, &s.n) &&
+         get_int(o, "num_tokens", 0, INT64_MAX, &s.num_tokens) && get_adapter(o, &s) &&
          get_int(o, "token_budget", 1, INT32_MAX, &s.token_budget) &&
          get_int(o, "ranks", 1, LIMIT_RANKS, &ranks) &&
          get_int(o, "threads", 1, INT32_MAX, &threads) &&

@@ -93,22 +93,24 @@ static int targets_check(const struct model_config *c, const struct spec *s, str
     return 0;
 }
 
-int lora_count(const struct model_config *config, const struct spec *spec, int64_t *ret,
-               struct err *err)
+int lora_shape(const struct model_config *config, const struct spec *spec,
+               struct moments_shape *ret, struct err *err)
 {
     const int r = targets_check(config, spec, err);
-    int64_t n = 0;
 
     if (r < 0)
         return r;
+    *ret = (struct moments_shape){.optim = spec->optim};
     for (int l = 0; l < config->layers; l++) {
         for (int t = 0; t < LORA_TARGETS; t++) {
             int64_t in, out;
             target_shape(config, (enum lora_target)t, &in, &out);
-            n += module_wanted(spec, l, (enum lora_target)t) ? spec->lora_r * (in + out) : 0;
+            if (!module_wanted(spec, l, (enum lora_target)t))
+                continue;
+            moments_shape_add(ret, spec->lora_r * in);
+            moments_shape_add(ret, spec->lora_r * out);
         }
     }
-    *ret = n;
     return 0;
 }
 
@@ -156,6 +158,23 @@ static void init_a(const struct lora_module *m, int r, uint64_t seed, float *a)
     }
 }
 
+static int moments_make(struct adapter *a, const struct spec *s)
+{
+    const int n = 2 * a->n_modules;
+    int64_t *tensors = malloc((size_t)n * sizeof *tensors);
+    int r;
+
+    if (!tensors)
+        return -ENOMEM;
+    for (int i = 0; i < a->n_modules; i++) {
+        tensors[2 * i] = a->r * a->modules[i].k;
+        tensors[2 * i + 1] = a->r * a->modules[i].n;
+    }
+    r = moments_init(a->ops, a->ctx, s->optim, a->p, tensors, n, &a->moments);
+    free(tensors);
+    return r;
+}
+
 static int params_init(struct adapter *a, const struct spec *s)
 {
     const size_t bytes = (size_t)a->n * sizeof(float);
@@ -163,9 +182,7 @@ static int params_init(struct adapter *a, const struct spec *s)
     int r;
 
     if ((r = a->ops->alloc(a->ctx, bytes, (void **)&a->p)) < 0 ||
-        (r = a->ops->alloc(a->ctx, bytes, (void **)&a->g)) < 0 ||
-        (r = a->ops->alloc(a->ctx, bytes, (void **)&a->m)) < 0 ||
-        (r = a->ops->alloc(a->ctx, bytes, (void **)&a->v)) < 0)
+        (r = a->ops->alloc(a->ctx, bytes, (void **)&a->g)) < 0 || (r = moments_make(a, s)) < 0)
         return r;
     host = calloc((size_t)a->n, sizeof *host);
     if (!host)
@@ -220,8 +237,7 @@ void lora_free(struct adapter *a)
         return;
     a->ops->free(a->ctx, a->p);
     a->ops->free(a->ctx, a->g);
-    a->ops->free(a->ctx, a->m);
-    a->ops->free(a->ctx, a->v);
+    moments_free(a->ops, a->ctx, &a->moments);
     free(a->modules);
     free(a->index);
     free(a);

@@ -12,14 +12,13 @@
 #include "kernels/kernels.h"
 #include "proto/err.h"
 #include "proto/spec.h"
+#include "worker/moments.h"
 
 struct model; /* worker/model.h */
 struct model_config;
 
 /* The linears of a Llama block, in the order of the fused weights. */
-enum lora_target {
-    LORA_Q, LORA_K, LORA_V, LORA_O, LORA_GATE, LORA_UP, LORA_DOWN, LORA_TARGETS
-};
+enum lora_target { LORA_Q, LORA_K, LORA_V, LORA_O, LORA_GATE, LORA_UP, LORA_DOWN, LORA_TARGETS };
 const char *lora_target_name(enum lora_target t); /* "q_proj" ... */
 /* "model.layers.3.self_attn.q_proj" */
 void lora_module_name(int layer, enum lora_target t, char *buf, size_t size);
@@ -27,8 +26,8 @@ void lora_module_name(int layer, enum lora_target t, char *buf, size_t size);
 struct lora_module {
     int layer;
     enum lora_target target;
-    int64_t k, n;          /* in_features, out_features                             */
-    int64_t a_off, b_off;  /* elements into the flat buffers: A (r, k), B (n, r)    */
+    int64_t k, n;         /* in_features, out_features                             */
+    int64_t a_off, b_off; /* elements into the flat buffers: A (r, k), B (n, r)    */
 };
 
 struct adapter {
@@ -39,14 +38,16 @@ struct adapter {
     float dropout;               /* 0 when the spec disables it                         */
     struct lora_module *modules; /* layer-major, target order                       */
     int n_modules;
-    int16_t *index;              /* (layers * LORA_TARGETS): module or -1           */
-    int64_t n;                   /* parameters                                      */
-    float *p, *g, *m, *v;        /* device (n) float32                              */
+    int16_t *index;         /* (layers * LORA_TARGETS): module or -1           */
+    int64_t n;              /* parameters                                      */
+    float *p, *g;           /* device (n) float32                              */
+    struct moments moments; /* of p                                            */
 };
 
-/* Parameters an adapter of this spec has on such a model. -EINVAL as lora_new. */
-int lora_count(const struct model_config *config, const struct spec *spec, int64_t *ret,
-               struct err *err);
+/* Parameters, and what the optimizer keeps of them, of an adapter of this spec on such a
+ * model. -EINVAL as lora_new. */
+int lora_shape(const struct model_config *config, const struct spec *spec,
+               struct moments_shape *ret, struct err *err);
 
 /* A ~ U(-1/sqrt(k), 1/sqrt(k)) (PEFT's kaiming_uniform(a = sqrt 5)) from
  * (seed, RNG_LORA_A, module, element), B = 0. A target that matches no module is

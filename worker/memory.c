@@ -24,7 +24,7 @@ struct engine_opts memory_engine(const struct memory_ask *a, const struct memory
         .per_use = m->per_use,
         .logits_bytes = m->logits_bytes,
         .page = a->page,
-        .params = a->params,
+        .params = a->adapter.n,
         .max_tokens = m->plan.max_tokens,
         .max_head = m->plan.max_head,
         .max_seqs = m->plan.max_seqs,
@@ -37,17 +37,19 @@ static void set_host_bytes(const struct memory_ask *a, struct memory_plan *m)
 {
     const struct plan *p = &m->plan;
     const bool gang = a->spec->devices > 1;
+    const size_t params = (size_t)a->adapter.n * sizeof(float);
 
+    m->eight = a->adapter.optim == SPEC_ADAMW_8BIT;
+    m->adapter = 2 * params + moments_device_bytes(&a->adapter); /* p, g and the moments */
     if (a->gpu) {
-        /* p, g, m, v; what the others send of their shards */
-        m->adapter = (gang && !a->joined ? 5 : 4) * (size_t)a->params * sizeof(float);
+        m->adapter += gang && !a->joined ? params : 0; /* what the others send of their shards */
         /* two small buffers; what rounding up the adapter's own takes */
-        m->rest = (a->page > 1 ? 7 : 2) * (a->page > 256 ? a->page : 256);
+        m->rest = (a->page > 1 ? (m->eight ? 12 : 7) : 2) * (a->page > 256 ? a->page : 256);
         m->process = a->code;
         return;
     }
-    /* p, g, m, v on the device; the gradient and p, m, v on the host */
-    m->adapter = ((size_t)gang + 7) * (size_t)a->params * sizeof(float);
+    /* the gradient, and the image of a checkpoint, on the host */
+    m->adapter += (gang ? params : 0) + moments_image_bytes(&a->adapter);
     /* log-probs and statistics, coefficients and hits of a micro-batch; ids, reference rows */
     m->rest = 6 * (size_t)p->max_head * sizeof(float) +
               (size_t)(p->train_tokens + p->eval_tokens) * 3 * sizeof(float) +
@@ -192,10 +194,10 @@ void memory_text(const struct memory_plan *m, char *text, size_t size)
         snprintf(process, sizeof process, ", %s %s", m->gpu ? "kernels" : "process",
                  bytes_text(m->process, b[5]));
     snprintf(text, size,
-             "%s of %s free%s: weights %s%s, micro-batches of %lld tokens %s (%s), adapter %s%s",
+             "%s of %s free%s: weights %s%s, micro-batches of %lld tokens %s (%s), adapter %s%s%s",
              bytes_text(m->need, b[0]), bytes_text(m->free, b[1]), share,
              bytes_text(m->engine.weights, b[2]),
              m->per_use ? " (dequantised for each product)" : "", (long long)m->plan.max_tokens,
              bytes_text(m->need - m->engine.weights - m->adapter - m->process, b[3]), layers,
-             bytes_text(m->adapter, b[4]), process);
+             bytes_text(m->adapter, b[4]), m->eight ? " (8-bit moments)" : "", process);
 }

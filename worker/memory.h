@@ -9,6 +9,7 @@
 #define WORKER_MEMORY_H
 
 #include "worker/engine.h"
+#include "worker/moments.h"
 #include "worker/plan.h"
 
 /* Of a rank on a CPU, beside all that is counted: libraries' data, the kernels that oneDNN
@@ -20,14 +21,14 @@ struct memory_ask {
     const struct kn_ops *ops;
     const struct model_config *config;
     const struct dataset *data;
-    int64_t params;        /* of the adapter                                        */
-    bool gpu;              /* device memory is not the host's                       */
-    bool joined;           /* what joins the ranks' devices lies there already       */
-    size_t free;           /* for this rank, before anything of it lies there       */
-    size_t page;           /* kn_info's; 0 as 1                                      */
-    size_t code;           /* a GPU's: what kernels' code takes (rehearse)           */
-    int sharing;           /* ranks among which the host's memory was divided; 0, 1: none */
-    int64_t frozen_budget; /* of the checkpoint resumed from; 0: none               */
+    struct moments_shape adapter; /* lora_shape's                                   */
+    bool gpu;                     /* device memory is not the host's                       */
+    bool joined;                  /* what joins the ranks' devices lies there already       */
+    size_t free;                  /* for this rank, before anything of it lies there       */
+    size_t page;                  /* kn_info's; 0 as 1                                      */
+    size_t code;                  /* a GPU's: what kernels' code takes (rehearse)           */
+    int sharing;                  /* ranks among which the host's memory was divided; 0, 1: none */
+    int64_t frozen_budget;        /* of the checkpoint resumed from; 0: none               */
 };
 
 struct memory_plan {
@@ -37,6 +38,7 @@ struct memory_plan {
     size_t logits_bytes;
     struct engine_plan engine;
     size_t adapter; /* parameters, gradient, moments and copies of them              */
+    bool eight;     /* moments in 8 bits                                             */
     size_t rest;    /* buffers of a step, data                                       */
     size_t process; /* what any rank takes, whatever it trains: of the host's memory; of a
                        GPU's the kernels' code                                        */

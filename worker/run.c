@@ -31,7 +31,7 @@ struct run {
     struct spool *spool;
     struct history history;
     struct report report;
-    float *pmv; /* host copy for checkpoints                                          */
+    void *image; /* host copy of the adapter's state, for checkpoints                  */
     double start_seconds;
     int64_t examples; /* trained by this attempt                                      */
 };
@@ -49,7 +49,8 @@ static void describe(struct run *r)
     const char *json = r->o->resolved_json != NULL ? r->o->resolved_json : "";
 
     *s = (struct ckpt_state){.attempt = r->o->attempt,
-                             .n = r->t.adapter->n,
+                             .adapter = r->t.adapter->moments.shape,
+                             .names_optim = true,
                              .ranks = r->t.ranks,
                              .threads = r->t.threads};
     snprintf(s->backend, sizeof s->backend, "%s", r->t.ops->name);
@@ -60,11 +61,11 @@ static void describe(struct run *r)
 }
 
 /* Rank 0 looks for a checkpoint. 1: found, and the run may go on from it. */
-static int look(struct run *r, struct ckpt_state *found, float **ret_pmv, struct err *err)
+static int look(struct run *r, struct ckpt_state *found, void **ret_image, struct err *err)
 {
     struct err note;
     char name[64];
-    int n = ckpt_find(r->spec->output_dir, r->o->attempt, found, ret_pmv, name, &note, err);
+    int n = ckpt_find(r->spec->output_dir, r->o->attempt, found, ret_image, name, &note, err);
 
     if (note.text[0] != 0)
         log_warn("resume", "ignoring a checkpoint: %s", note.text);
@@ -72,11 +73,12 @@ static int look(struct run *r, struct ckpt_state *found, float **ret_pmv, struct
         return n;
     n = ckpt_fits(found, &r->state, r->spec->bitwise, err);
     if (n < 0) {
-        free(*ret_pmv);
-        *ret_pmv = NULL;
+        free(*ret_image);
+        *ret_image = NULL;
         return err_prefix(err, n, "%s/%s", r->spec->output_dir, name);
     }
-    if (memcmp(found->spec_digest, r->state.spec_digest, sizeof found->spec_digest) != 0)
+    if (found->names_optim &&
+        memcmp(found->spec_digest, r->state.spec_digest, sizeof found->spec_digest) != 0)
         log_warn("resume", "the job changed since %s was written", name);
     log_info("resume", "from=%s step=%lld", name, (long long)found->global_step);
     return 1;
@@ -101,29 +103,29 @@ static int adopt(struct run *r, const struct ckpt_state *found)
     return 0;
 }
 
-static int share_pmv(struct run *r, float *pmv, struct err *err)
+static int share_state(struct run *r, void *image, struct err *err)
 {
-    const size_t n = 3 * (size_t)r->t.adapter->n;
+    const size_t bytes = trainer_state_bytes(&r->t);
     const size_t chunk = (size_t)64 << 20; /* a collective's buffers stay small */
     int n_err = 0;
 
-    for (size_t at = 0; n_err == 0 && r->t.ranks > 1 && at < n * sizeof *pmv; at += chunk) {
-        const size_t left = n * sizeof *pmv - at;
-        n_err = coll_broadcast(r->t.coll, (char *)pmv + at, left < chunk ? left : chunk, 0, err);
+    for (size_t at = 0; n_err == 0 && r->t.ranks > 1 && at < bytes; at += chunk) {
+        const size_t left = bytes - at;
+        n_err = coll_broadcast(r->t.coll, (char *)image + at, left < chunk ? left : chunk, 0, err);
     }
-    return n_err < 0 ? n_err : trainer_state_set(&r->t, pmv, err);
+    return n_err < 0 ? n_err : trainer_state_set(&r->t, image, err);
 }
 
 static int resume(struct run *r, struct err *err)
 {
     struct start s;
-    float *pmv = NULL;
+    void *image = NULL;
     int n = 0;
 
     memset(&s, 0, sizeof s);
     r->fresh = true;
     if (leads(r) && r->o->attempt > 1) {
-        n = look(r, &s.state, &pmv, err);
+        n = look(r, &s.state, &image, err);
         if (n < 0)
             return n;
         s.found = n;
@@ -133,19 +135,19 @@ static int resume(struct run *r, struct err *err)
         n = adopt(r, &s.state);
     if (n == 0)
         n = trainer_plan(&r->t, r->spec->bitwise ? r->state.token_budget : 0, err);
-    if (n == 0 && (s.found || leads(r)) && pmv == NULL) {
-        pmv = malloc(3 * (size_t)r->t.adapter->n * sizeof *pmv);
-        n = pmv != NULL ? 0 : err_set(err, -ENOMEM, "out of memory for a copy of the adapter");
+    if (n == 0 && (s.found || leads(r)) && image == NULL) {
+        image = malloc(trainer_state_bytes(&r->t));
+        n = image != NULL ? 0 : err_set(err, -ENOMEM, "out of memory for a copy of the adapter");
     }
     if (n == 0 && s.found)
-        n = share_pmv(r, pmv, err);
+        n = share_state(r, image, err);
     r->state.token_budget = r->t.plan.token_budget;
     r->began = r->state.global_step;
     r->saved = -1;
     if (leads(r))
-        r->pmv = pmv;
+        r->image = image;
     else
-        free(pmv);
+        free(image);
     return n;
 }
 
@@ -264,7 +266,7 @@ static int save(struct run *r, bool must, struct err *err)
     if (!leads(r) || r->saved == r->state.global_step)
         return 0;
     link_progress(r->o->link, LINK_SAVING, r->state.global_step, r->t.plan.steps);
-    n = trainer_state_get(&r->t, r->pmv, err);
+    n = trainer_state_get(&r->t, r->image, err);
     if (n < 0)
         return n;
     print_trainer_state(r, &text);
@@ -272,7 +274,7 @@ static int save(struct run *r, bool must, struct err *err)
     if (n == 0)
         n = ckpt_save(&(struct ckpt_save){.dir = &r->dir,
                                           .state = &r->state,
-                                          .pmv = r->pmv,
+                                          .image = r->image,
                                           .adapter = r->t.adapter,
                                           .model = r->t.model,
                                           .spec = r->spec,
@@ -466,7 +468,7 @@ int run_train(const struct run_opts *o, struct err *err)
     spool_close(r.spool);
     history_free(&r.history);
     rundir_close(&r.dir);
-    free(r.pmv);
+    free(r.image);
     trainer_close(&r.t);
     return code;
 }

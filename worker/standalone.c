@@ -50,17 +50,6 @@ static void say(const struct standalone *s, const char *format, ...)
 
 /* ---- the folder ---- */
 
-/* Whether the run in the folder is this one: the resolved specs agree. */
-static bool same_spec(const struct gang *old, const char *resolved)
-{
-    json_t *a = json_loads(old->spec, 0, NULL), *b = json_loads(resolved, 0, NULL);
-    const bool same = a && b && json_equal(a, b);
-
-    json_decref(a);
-    json_decref(b);
-    return same;
-}
-
 static int refuse(const struct standalone *s, const char *holds, struct err *err)
 {
     return err_set(err, -EEXIST,
@@ -80,7 +69,7 @@ static int look_at_run(struct standalone *s, struct err *err)
 
     if (fd < 0 || gang_read(fd, &old, &why) < 0)
         r = refuse(s, "a run that `align-worker run` did not make", err);
-    else if (!same_spec(old, s->job->resolved))
+    else if (!spec_same_values(old->spec, s->job->resolved))
         r = refuse(s, "a run of another job file", err);
     else if (gang_read_exit(fd, &text, &e) == 0)
         s->finished = e.code == RUN_EXIT_DONE && e.signal == 0 &&

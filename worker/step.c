@@ -85,13 +85,7 @@ static int update(struct trainer *t, int64_t step, double loss, struct step_resu
         r = t->ops->grad_sweep(t->ctx,
                                &(struct kn_grad_sweep){.g = a->g, .n = a->n, .sweep = t->sweep});
     if (r == 0 && isfinite(loss)) /* adamw itself does nothing about a bad gradient */
-        r = t->ops->adamw(t->ctx, &(struct kn_adamw){.p = a->p,
-                                                     .m = a->m,
-                                                     .v = a->v,
-                                                     .g = a->g,
-                                                     .n = a->n,
-                                                     .sweep = t->sweep,
-                                                     .step = t->adam});
+        r = moments_update(t->ops, t->ctx, &a->moments, a->g, t->sweep, t->adam);
     if (r == 0)
         r = t->ops->copy(t->ctx, &sweep, t->sweep, sizeof sweep, KN_TO_HOST);
     if (r == 0)

@@ -186,7 +186,7 @@ struct memory_ask trainer_ask(const struct trainer *t, int64_t frozen_budget)
                                .ops = t->ops,
                                .config = &t->model->config,
                                .data = t->data,
-                               .params = t->adapter->n,
+                               .adapter = t->adapter->moments.shape,
                                .gpu = t->info.uuid[0] != '\0',
                                .joined = true,
                                .free = t->free,
@@ -336,31 +336,26 @@ void trainer_close(struct trainer *t)
     *t = (struct trainer){0};
 }
 
-static int move_state(const struct trainer *t, float *pmv, enum kn_dir dir, struct err *err)
+static int move_state(const struct trainer *t, void *image, enum kn_dir dir, struct err *err)
 {
-    const struct adapter *a = t->adapter;
-    float *const device[] = {a->p, a->m, a->v};
-    const size_t bytes = (size_t)a->n * sizeof *pmv;
-    int r = 0;
+    const int r = moments_move(t->ops, t->ctx, &t->adapter->moments, image, dir);
 
-    for (int i = 0; i < 3 && r == 0; i++) {
-        float *host = pmv + (size_t)i * (size_t)a->n;
-        r = dir == KN_TO_HOST ? t->ops->copy(t->ctx, host, device[i], bytes, dir)
-                              : t->ops->copy(t->ctx, device[i], host, bytes, dir);
-    }
-    if (r == 0)
-        r = t->ops->sync(t->ctx);
     return r < 0 ? err_set(err, r, "copying the adapter %s the device failed: %s",
                            dir == KN_TO_HOST ? "from" : "to", strerror(-r))
                  : 0;
 }
 
-int trainer_state_get(const struct trainer *t, float *pmv, struct err *err)
+size_t trainer_state_bytes(const struct trainer *t)
 {
-    return move_state(t, pmv, KN_TO_HOST, err);
+    return moments_image_bytes(&t->adapter->moments.shape);
 }
 
-int trainer_state_set(struct trainer *t, const float *pmv, struct err *err)
+int trainer_state_get(const struct trainer *t, void *image, struct err *err)
 {
-    return move_state(t, (float *)pmv, KN_TO_DEVICE, err); /* only read in this direction */
+    return move_state(t, image, KN_TO_HOST, err);
+}
+
+int trainer_state_set(struct trainer *t, const void *image, struct err *err)
+{
+    return move_state(t, (void *)image, KN_TO_DEVICE, err); /* only read in this direction */
 }

@@ -77,9 +77,10 @@ int trainer_open(struct trainer *t, const struct trainer_opts *o, struct err *er
 int trainer_plan(struct trainer *t, int64_t frozen_budget, struct err *err);
 void trainer_close(struct trainer *t);
 
-/* p, m, v of the adapter (3 * adapter->n floats) to and from the host. */
-int trainer_state_get(const struct trainer *t, float *pmv, struct err *err);
-int trainer_state_set(struct trainer *t, const float *pmv, struct err *err);
+/* The adapter's parameters and moments (moments.h's image) to and from the host. */
+size_t trainer_state_bytes(const struct trainer *t);
+int trainer_state_get(const struct trainer *t, void *image, struct err *err);
+int trainer_state_set(struct trainer *t, const void *image, struct err *err);
 
 /* What the planner is asked for this trainer. */
 struct memory_ask trainer_ask(const struct trainer *t, int64_t frozen_budget);

@@ -145,7 +145,8 @@ static size_t folder_bytes(const char *dir)
 static struct ckpt_state state_of(const struct trainer *t)
 {
     struct ckpt_state s = {.global_step = 2,
-                           .n = t->adapter->n,
+                           .adapter = t->adapter->moments.shape,
+                           .names_optim = true,
                            .attempt = 1,
                            .token_budget = t->plan.token_budget,
                            .ranks = t->ranks,
@@ -157,20 +158,20 @@ static struct ckpt_state state_of(const struct trainer *t)
 }
 
 /* Writes a checkpoint under dir and reads it back. */
-static int checkpoint_in(struct trainer *t, const char *dir, float *pmv, struct try_result *ret,
+static int checkpoint_in(struct trainer *t, const char *dir, void *image, struct try_result *ret,
                          struct err *err)
 {
     const struct ckpt_state s = state_of(t);
     struct ckpt_state got;
     struct rundir d = {.fd = -1, .attempt_fd = -1};
     char path[PATH_MAX];
-    float *back = NULL;
+    void *back = NULL;
     int r = rundir_open(&d, dir, 1, err);
 
     if (r == 0)
         r = ckpt_save(&(struct ckpt_save){.dir = &d,
                                           .state = &s,
-                                          .pmv = pmv,
+                                          .image = image,
                                           .adapter = t->adapter,
                                           .model = t->model,
                                           .spec = t->spec,
@@ -182,7 +183,7 @@ static int checkpoint_in(struct trainer *t, const char *dir, float *pmv, struct 
     if (r == 0)
         r = ckpt_load(path, &got, &back, err);
     if (r == 0) {
-        ret->checkpoint = memcmp(back, pmv, 3 * (size_t)s.n * sizeof *pmv) == 0;
+        ret->checkpoint = memcmp(back, image, trainer_state_bytes(t)) == 0;
         ret->checkpoint_bytes = folder_bytes(path);
     }
     free(back);
@@ -193,26 +194,26 @@ static int checkpoint(struct trainer *t, struct try_result *ret, struct err *err
 {
     const char *tmp = getenv("TMPDIR");
     char dir[PATH_MAX], attempt[PATH_MAX + 16], attempts[PATH_MAX + 16];
-    float *pmv = malloc(3 * (size_t)t->adapter->n * sizeof *pmv);
+    void *image = malloc(trainer_state_bytes(t));
     int r;
 
-    if (pmv == NULL)
+    if (image == NULL)
         return err_set(err, -ENOMEM, "out of memory for a copy of the adapter");
     snprintf(dir, sizeof dir, "%s/alignd-try-XXXXXX", tmp != NULL && *tmp == '/' ? tmp : "/tmp");
     if (mkdtemp(dir) == NULL) {
         r = err_set(err, -errno, "%s: %s", dir, strerror(errno));
-        free(pmv);
+        free(image);
         return r;
     }
     snprintf(attempts, sizeof attempts, "%s/attempts", dir);
     snprintf(attempt, sizeof attempt, "%s/attempts/1", dir);
     r = mkdir(attempts, 0700) < 0 || mkdir(attempt, 0700) < 0
             ? err_set(err, -errno, "%s: %s", attempt, strerror(errno))
-            : trainer_state_get(t, pmv, err);
+            : trainer_state_get(t, image, err);
     if (r == 0)
-        r = checkpoint_in(t, dir, pmv, ret, err);
+        r = checkpoint_in(t, dir, image, ret, err);
     (void)rundir_remove(AT_FDCWD, dir);
-    free(pmv);
+    free(image);
     return r;
 }
 

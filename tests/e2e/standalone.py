@@ -1,5 +1,7 @@
 """standalone.py BUILD - `align-worker run` without a daemon: stopped and killed in every
-way it comes back with the same command, and ends with the same bytes."""
+way it comes back with the same command, and ends with the same bytes: with float32 and with 8-bit
+moments, and where the run was begun by release 0.1, which had no optim."""
+import hashlib
 import json
 import os
 import shutil
@@ -91,6 +93,59 @@ def test_same_bytes():
     print(f'{len(ways)} ways to end it, {len(ways) + 1} attempts: the same bytes')
 
 
+EIGHT = ['optim=adamw_8bit', 'lora_r=64', 'lora_alpha=64', 'max_steps=16']  # k's and v's B stay float32
+
+
+def same_state(a, b, step):
+    for file in ('adapter_model.safetensors', f'checkpoint-{step}/state.safetensors'):
+        assert (DIR / a / file).read_bytes() == (DIR / b / file).read_bytes(), file
+
+
+def test_eight_bits():
+    calm = run('eight', *EIGHT)
+    assert calm.returncode == 0, calm
+    for pick, number, want in [(2, signal.SIGKILL, 1), (0, signal.SIGTERM, 85), (0, signal.SIGKILL, -9)]:
+        code, out, err = disturb('eight-b', 2, pick, number, *EIGHT)
+        assert code == want, (pick, number, code, out, err)
+    last = run('eight-b', *EIGHT)
+    assert last.returncode == 0, last
+    same_state('eight', 'eight-b', 16)
+    other = run('eight-b', *EIGHT, 'optim=adamw_torch')
+    assert other.returncode == 1 and 'another job file' in other.stderr, other
+    print('8-bit moments, killed and stopped: the same bytes')
+
+
+def as_release_0_1(name):
+    """What it would have left: no optim, neither in the resolved spec nor in the checkpoints."""
+    gang = DIR / name / '.gang/gang.json'
+    g = json.loads(gang.read_text())
+    assert g['spec']['values'].pop('optim') == 'adamw_torch' and g['spec']['origin'].pop('optim') == 'user'
+    g['spec']['ignored'].append({'key': 'optim', 'reason': '"adamw_torch" is what alignd does anyway'})
+    gang.write_text(json.dumps(g))
+    states = list((DIR / name).glob('attempts/*/checkpoint-*/state.json'))
+    assert states
+    for path in states:
+        text = path.read_text()
+        body = text[:text.index('  "check"')].replace('  "optim": "adamw_torch",\n', '')
+        path.write_text(f'{body}  "check": "{hashlib.sha256(body.encode()).hexdigest()}"\n}}\n')
+
+
+def test_older_release():
+    sets = ['optim=adamw_torch', 'max_steps=16']
+    assert run('f', *sets).returncode == 0
+    code, out, err = disturb('g', 2, 0, signal.SIGTERM, *sets)
+    assert code == 85, (code, out, err)
+    as_release_0_1('g')
+    other = run('g', 'max_steps=16', 'optim=adamw_8bit')
+    assert other.returncode == 1 and 'another job file' in other.stderr, other
+    last = run('g', 'max_steps=16')  # the default
+    assert last.returncode == 0, last
+    same_state('f', 'g', 16)
+    log = (DIR / 'g/attempts/2/rank-0.log').read_text()
+    assert 'resume from=' in log and 'the job changed' not in log, log
+    print('a run that release 0.1 began goes on to the same bytes')
+
+
 def test_refusals():
     other = run('b', 'beta=0.2')
     assert other.returncode == 1, other
@@ -133,6 +188,8 @@ def test_two_at_once():
 
 try:
     test_same_bytes()
+    test_eight_bits()
+    test_older_release()
     test_refusals()
     test_stop_told_to_each()
     test_two_at_once()

@@ -86,11 +86,11 @@ static void test_new(void **state)
     double sum = 0, sum_sq = 0;
 
     struct err err = {""};
-    int64_t count = 0;
+    struct moments_shape shape;
 
     assert_int_equal(a->n_modules, 2 * LORA_TARGETS);
-    assert_int_equal(lora_count(&g->model->config, &s, &count, &err), 0);
-    assert_int_equal(count, a->n);
+    assert_int_equal(lora_shape(&g->model->config, &s, &shape, &err), 0);
+    assert_true(shape.n == a->n && moments_shape_equal(&shape, &a->moments.shape));
     assert_true(a->scale == 2.0f);
     assert_true(a->dropout == 0.05f);
     for (int i = 0; i < a->n_modules; i++) {

@@ -275,7 +275,7 @@ static void choice_make(struct choice *c, const struct kn_ops *ops, bool nf4)
                                  .ops = ops,
                                  .config = &mistral,
                                  .data = &c->data,
-                                 .params = 41943040,
+                                 .adapter = {.n = 41943040},
                                  .gpu = true};
 }
 
@@ -326,6 +326,56 @@ static void chooses(void **state)
     assert_int_equal(c.plan.plan.token_budget, 3000);
 }
 
+/* 8 bits a moment: what they save, to the byte, and what the device then holds. */
+static void eight_bits(void **state)
+{
+    const struct moments_shape whole = {.n = (int64_t)1 << 25};
+    const struct rig_opts o = {.backend = "sim"};
+    struct moments_shape eight = {.optim = SPEC_ADAMW_8BIT};
+    const struct kn_ops *ops;
+    struct temp_dir dir;
+    struct choice c;
+    struct err err = {""};
+    struct rig g;
+    char text[320];
+
+    (void)state;
+    if (!has_sim)
+        skip();
+    assert_int_equal(kn_backend("sim", &ops, NULL, 0), 0);
+    choice_make(&c, ops, true);
+    moments_shape_add(&eight, whole.n);
+    c.ask.adapter = whole;
+    assert_int_equal(choose(&c, 78), 0);
+    assert_int_equal(c.plan.adapter, (size_t)whole.n * 16);
+    c.ask.adapter = eight;
+    assert_int_equal(choose(&c, 78), 0);
+    assert_int_equal(c.plan.adapter, (size_t)whole.n * 8 + (size_t)whole.n * 17 / 8);
+    memory_text(&c.plan, text, sizeof text);
+    assert_non_null(strstr(text, "(8-bit moments)"));
+
+    temp_dir_make(&dir);
+    assert_int_equal(tiny_model_write(&tiny, dir.path), 0);
+    assert_true(open_rig(&g, dir.path, &o));
+    g.spec.optim = SPEC_ADAMW_8BIT;
+    g.spec.lora_r = 64;
+    const size_t before = free_on(&g);
+    struct adapter *a = NULL;
+    if (lora_new(g.ops, g.ctx, g.model, &g.spec, &a, &err) < 0)
+        fail_msg("%s", err.text);
+    const size_t gone = before - free_on(&g);
+    const size_t want =
+        8 * (size_t)a->n + moments_device_bytes(&a->moments.shape); /* p, g and the moments */
+    assert_true(a->moments.shape.n_float > 0 && a->moments.shape.n_float < a->n / 2);
+    struct kn_info info;
+    assert_int_equal(g.ops->info(g.ctx, &info), 0); /* nine buffers, each rounded up */
+    if (gone < want || gone > want + 9 * (info.page > 256 ? info.page : 256))
+        fail_msg("predicted %zu bytes, %zu are gone", want, gone);
+    lora_free(a);
+    rig_close(&g);
+    temp_dir_remove(&dir);
+}
+
 static void refuses(void **state)
 {
     const struct kn_ops *ops;
@@ -366,6 +416,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(same_bits_sim_bf16),
         cmocka_unit_test(predicted_is_measured),
         cmocka_unit_test(chooses),
+        cmocka_unit_test(eight_bits),
         cmocka_unit_test(refuses),
     };
 

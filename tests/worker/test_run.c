@@ -57,16 +57,17 @@ static void job_make(struct job *j, const char *method, uint32_t ranks, const ch
 
     temp_dir_make(&j->dir);
     snprintf(text, sizeof text,
-             "{\"name\": \"t\", \"method\": \"%s\", \"model_name_or_path\": \"%s\", %s"
+             "{\"name\": \"t\", \"method\": \"%s\", \"model_name_or_path\": \"%s\", %s%s"
              "\"train\": [{\"path\": \"%s\", \"format\": \"hh-rlhf\", \"samples\": 40, "
              "\"template\": \"vicuna\"}], \"eval\": {\"split_from_train\": 8}, "
-             "\"eval_steps\": 4, \"lora_r\": 4, \"lora_alpha\": 8, \"learning_rate\": 1e-3, "
+             "\"eval_steps\": 4, \"learning_rate\": 1e-3, "
              "\"lora_target_modules\": \"all-linear\", "
              "\"max_steps\": 9, \"train_batch_size\": 6, \"max_length\": 128, \"save_steps\": 3, "
              "\"logging_steps\": 2, \"devices\": %u, \"device_type\": \"cpu\", "
              "\"output_dir\": \"%s\"}",
-             method, test_data_path("tiny64"), more, temp_dir_path(&rows_dir, "rows.jsonl"), ranks,
-             j->dir.path);
+             method, test_data_path("tiny64"), more,
+             strstr(more, "lora_r") ? "" : "\"lora_r\": 4, \"lora_alpha\": 8, ",
+             temp_dir_path(&rows_dir, "rows.jsonl"), ranks, j->dir.path);
     job_read(j, text);
 }
 
@@ -227,6 +228,43 @@ static void resume_two_ranks(void **state)
 {
     (void)state;
     resumed_equals_undisturbed("dpo", 2, "");
+}
+
+/* Rank 64: matrices with 8-bit moments, and some that are too small for them. */
+#define EIGHT "\"optim\": \"adamw_bnb_8bit\", \"lora_r\": 64, \"lora_alpha\": 64, "
+
+static void resume_8bit(void **state)
+{
+    (void)state;
+    resumed_equals_undisturbed("dpo", 2, EIGHT);
+    resumed_equals_undisturbed("sft", 1, EIGHT "\"load_in_4bit\": true, \"lora_dropout\": 0.1, ");
+}
+
+/* Moments of another kind are of no use: told, and the run is left as it was. */
+static void other_optimizer_is_refused(void **state)
+{
+    static const char *const kinds[] = {
+        "\"optim\": \"adamw_torch\", \"bitwise\": false, \"lora_r\": 64, \"lora_alpha\": 64, ",
+        EIGHT "\"bitwise\": false, "};
+    struct job j[2];
+    struct err err;
+
+    (void)state;
+    for (int i = 0; i < 2; i++)
+        job_make(&j[i], "dpo", 1, kinds[i]);
+    for (int i = 0; i < 2; i++) {
+        const enum spec_optim was = j[i].spec->optim;
+        attempt_ends(&j[i], 1, 0, RUN_EXIT_DONE);
+        cut_back(&j[i], 6);
+        j[i].spec->optim = j[1 - i].spec->optim;
+        assert_int_equal(attempt(&j[i], 2, 0, &err), RUN_EXIT_ERROR);
+        if (!strstr(err.text, "checkpoint-6: the checkpoint holds the moments of optim: adamw_"))
+            fail_msg("%s", err.text);
+        j[i].spec->optim = was;
+        attempt_ends(&j[i], 3, 0, RUN_EXIT_DONE);
+    }
+    for (int i = 0; i < 2; i++)
+        job_free(&j[i]);
 }
 
 /* A finished run trains nothing again; told to do more steps, it goes on, with one history
@@ -421,6 +459,8 @@ int main(int argc, char **argv)
         cmocka_unit_test(resume_dpo),
         cmocka_unit_test(resume_qlora_sft_dropout),
         cmocka_unit_test(resume_two_ranks),
+        cmocka_unit_test(resume_8bit),
+        cmocka_unit_test(other_optimizer_is_refused),
         cmocka_unit_test(finished_run_goes_on),
         cmocka_unit_test(damaged_checkpoint_is_passed_over),
         cmocka_unit_test(fenced_attempt_publishes_nothing),

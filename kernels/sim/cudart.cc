@@ -49,7 +49,9 @@ static cudaError_t err(cudaError_t e)
 }
 
 // ---- device heap: one reserved range, addresses never reused ----------------------
-static const size_t HEAP = 64ull << 30, GAP = 4096;
+static const size_t HEAP = 1ull << 40, GAP = 4096;
+// Of a larger piece no more than its ends are filled: the rest costs memory when it is used.
+static const size_t LARGE = 1ull << 30, END = 1 << 20;
 static char *heap, *top;
 static size_t in_use, device_bytes = 4ull << 30;
 static std::map<char *, size_t> allocs;
@@ -167,7 +169,11 @@ static void *dev_alloc(size_t n)
         mprotect(p, end - p, PROT_READ | PROT_WRITE);
     top = end;
     heap_open();
-    memset(p, 0xff, n); // NaN: uninitialised reads show
+    if (n > LARGE) {
+        memset(p, 0xff, END);
+        memset(p + n - END, 0xff, END);
+    } else
+        memset(p, 0xff, n); // NaN: uninitialised reads show
     heap_close();
     POISON(p, end - p);
     UNPOISON(p, n);
@@ -493,7 +499,14 @@ API cudaMemsetAsync(void *d, int v, size_t n, cudaStream_t s)
     o.fn = [=] {
         check_dev("cudaMemset", d, n);
         heap_open();
-        memset(d, v, n);
+        if (v == 0 && n > LARGE) { // pages that are given back read as zero
+            const uintptr_t from = ((uintptr_t)d + 4095) & ~(uintptr_t)4095;
+            const uintptr_t to = ((uintptr_t)d + n) & ~(uintptr_t)4095;
+            madvise((void *)from, to - from, MADV_DONTNEED);
+            memset(d, 0, from - (uintptr_t)d);
+            memset((void *)to, 0, (uintptr_t)d + n - to);
+        } else
+            memset(d, v, n);
         rc_host_write(d, n);
         heap_close();
     };

@@ -225,15 +225,16 @@ static void linear(void **state)
     one_linear(false);
 }
 
-static void attention(void **state)
+/* Two sequences, the second of which begins at row `second`. */
+static void one_attention(int32_t second)
 {
-    static const int32_t at[] = {0, 2, ROWS};
+    const int32_t at[] = {0, second, ROWS};
     const int32_t *cu = kit_ints(&kit, at, 3);
     const struct kn_attn_shape shape = {.cu_q = cu,
                                         .cu_k = cu,
                                         .n_seqs = 2,
-                                        .max_q = 2,
-                                        .max_k = 2,
+                                        .max_q = second,
+                                        .max_k = second,
                                         .heads = 2,
                                         .kv_heads = 2,
                                         .head_dim = 16,
@@ -241,7 +242,6 @@ static void attention(void **state)
     float *lse = kit_vec(&kit, 2 * ROWS, 0, 0, 0), *delta = kit_vec(&kit, 2 * ROWS, 0, 0, 0);
     struct kn_mat o[2], dq[2], dk[2], dv[2];
 
-    (void)state;
     for (int far = 0; far < 2; far++) {
         const struct kn_mat q = make(far, 32, dtype, 1), k = make(far, 32, dtype, 2);
         const struct kn_mat v = make(far, 32, dtype, 3), d_o = make(far, 32, dtype, 4);
@@ -272,6 +272,13 @@ static void attention(void **state)
     same("dk", dk, 32);
     same("dv", dv, 32);
     kit_release(&kit, 0);
+}
+
+static void attention(void **state)
+{
+    (void)state;
+    one_attention(2);
+    one_attention(ROWS); /* an empty one */
 }
 
 int main(int argc, char **argv)

@@ -185,13 +185,14 @@ static void one_linear(bool room)
     assert_int_equal(kit.ops->weight_open(kit.ctx, &desc, &weight), 0);
     for (int far = 0; far < 2; far++) {
         const struct kn_mat x = make(far, K, dtype, 1), dy = make(far, N, dtype, 2);
-        y[far] = make(far, N, dtype, 3);
+        const struct kn_mat residual = make(1 - far, N, dtype, 3);
+        y[far] = make(far, N, dtype, 0);
         dx[far] = make(far, K, dtype, 4);
         assert_int_equal(
             kit.ops->linear_fwd(kit.ctx, &(struct kn_linear_fwd){.y = y[far],
                                                                  .x = x,
                                                                  .w = weight,
-                                                                 .residual = &y[far],
+                                                                 .residual = &residual,
                                                                  .segs = &seg,
                                                                  .n_segs = 1,
                                                                  .s = s,

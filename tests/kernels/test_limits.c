@@ -150,6 +150,45 @@ static void scales_between(void **state)
     kit_close(&k);
 }
 
+/* Scales of 8 bits are a product and a sum, each rounded: the same values as ref's, also where
+ * a compiler would fuse the two. */
+static void nested_values(void **state)
+{
+    enum { BLOCKS = 300, N = 64 * BLOCKS };
+    static float x[N], y[2][N], absmax[BLOCKS];
+    static uint8_t packed[N / 2], codes[BLOCKS];
+    float outer[2], offset;
+    struct kit k[2];
+
+    (void)state;
+    assert_true(kit_open(&k[0], backend, KN_F32, 1));
+    assert_true(kit_open(&k[1], "ref", KN_F32, 1));
+    for (int i = 0; i < N; i++)
+        x[i] = (float)(kit_value(81, 0, i) * (0.01 + (double)(i / 64 % 7) * 0.02));
+    assert_int_equal(k[1].ops->quantize4(&(struct kn_quantize4){.x = x,
+                                                                .n = N,
+                                                                .type = KN_QUANT_NF4,
+                                                                .nested = true,
+                                                                .packed = packed,
+                                                                .absmax = absmax,
+                                                                .absmax_q = codes,
+                                                                .nested_absmax = outer,
+                                                                .offset = &offset}),
+                     0);
+    for (int i = 0; i < 2; i++)
+        assert_int_equal(k[i].ops->dequantize4(&(struct kn_dequantize4){.y = y[i],
+                                                                        .n = N,
+                                                                        .type = KN_QUANT_NF4,
+                                                                        .packed = packed,
+                                                                        .absmax_q = codes,
+                                                                        .nested_absmax = outer,
+                                                                        .offset = offset}),
+                         0);
+    assert_memory_equal(y[0], y[1], sizeof y[0]);
+    kit_close(&k[0]);
+    kit_close(&k[1]);
+}
+
 /* Nothing to do, and calls that the contract forbids. */
 static void empty_and_forbidden(void **state)
 {
@@ -250,10 +289,10 @@ int main(int argc, char **argv)
 {
     const char *first = getenv("LIMITS_FIRST");
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(longest_windows), cmocka_unit_test(no_queries),
-        cmocka_unit_test(no_sequences),    cmocka_unit_test(unknown_ids),
-        cmocka_unit_test(scales_between),  cmocka_unit_test(empty_and_forbidden),
-        cmocka_unit_test(first_product),
+        cmocka_unit_test(longest_windows),     cmocka_unit_test(no_queries),
+        cmocka_unit_test(no_sequences),        cmocka_unit_test(unknown_ids),
+        cmocka_unit_test(scales_between),      cmocka_unit_test(nested_values),
+        cmocka_unit_test(empty_and_forbidden), cmocka_unit_test(first_product),
     };
 
     dtype = kit_dtype(argc, argv);

@@ -17,7 +17,7 @@ prefix=$(dirname "$(dirname "$(find "$stage/install" -name align-worker -path '*
 mkdir -p "$root/lib" "$root/tests/bin" "$root/tests/gpu" "$root/tests/data" "$root/docs"
 cp -r "$prefix/bin" "$root/bin"
 cp -r "$prefix/lib/alignd" "$root/lib/alignd"
-for t in kernels/test_cpu kernels/test_rows kernels/test_quant kernels/test_adamw8 kernels/test_adamw8_bnb kernels/sim/test_sim kernels/sim/test_sim_gpu kernels/sim/test_ptx kernels/sim/test_ptx_gpu \
+for t in kernels/test_cpu kernels/test_rows kernels/test_limits kernels/test_far kernels/test_quant kernels/test_adamw8 kernels/test_adamw8_bnb kernels/sim/test_sim kernels/sim/test_sim_gpu kernels/sim/test_ptx kernels/sim/test_ptx_gpu \
          kernels/sim/test_mma kernels/sim/test_mma_gpu worker/test_coll_nccl gpu/gpu_bench gpu/gpu_model \
          gpu/kn_simplain.so gpu/kn_cudaplain.so; do
   cp "$build/tests/$t" "$root/tests/bin/"

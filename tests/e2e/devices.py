@@ -26,8 +26,10 @@ def states(rig):
 
 def waits(rig, job, reason, words):
     """The job waits for that reason, and says so in words."""
-    show = until(reason, lambda: (lambda s: s['reason'] == reason and s)(rig.show(job)), 10)
-    assert show['state'] == 'PENDING' and words in show['reason_text'], show
+    # Another alignd's gang takes its locks one by one; what is seen between two is mended within 5 s.
+    show = until(f'{reason}: {words}',
+                 lambda: (lambda s: s['reason'] == reason and words in s['reason_text'] and s)(rig.show(job)), 10)
+    assert show['state'] == 'PENDING', show
     listed = rig.ctl('list').stdout
     assert reason in listed, listed
 

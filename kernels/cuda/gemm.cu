@@ -80,7 +80,7 @@ int describe(gemm_parts *p, const cuda_gemm *g, int64_t rows)
     return 0;
 }
 
-/* With KN_DEBUG: which product, and what cuBLASLt said to it. */
+/* As errno. With KN_DEBUG: which product, and what cuBLASLt said to it. */
 int refused(const cuda_gemm *g, const char *call, int status)
 {
     if (cuda_debug())
@@ -91,7 +91,7 @@ int refused(const cuda_gemm *g, const char *call, int status)
                 (long long)g->lda, g->a_is_k_m ? " (k, m)" : "", g->b, (long long)g->ldb,
                 g->b_rows_are_n ? " (n, k)" : "", g->c, (long long)g->ldc, g->d, (long long)g->ldd,
                 (int)g->ab, (int)g->cd, (double)g->alpha, (double)g->beta);
-    return -EIO;
+    return status == CUBLAS_STATUS_ALLOC_FAILED ? -ENOMEM : -EIO;
 }
 
 /* What every row of a matrix is aligned to, up to 256 bytes: the same wherever in the
@@ -124,7 +124,7 @@ int prefer(cublasLtMatmulPreference_t pref, size_t workspace, const uint32_t ali
 /* Does the algorithm do for any number of rows? */
 bool fits_all(kn_ctx *ctx, const cuda_gemm *g, const cublasLtMatmulAlgo_t *algo)
 {
-    static const int64_t counts[] = {1, 8, 100, 1000, 16384};
+    static const int64_t counts[] = {1, 8, 100, 1000, 16384, 131072};
     cublasLtMatmulHeuristicResult_t result;
 
     for (size_t i = 0; i < sizeof counts / sizeof counts[0]; i++) {

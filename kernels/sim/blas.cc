@@ -6,6 +6,7 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <functional>
+#include <stdlib.h>
 #include <string.h>
 #include <vector>
 namespace cusim
@@ -295,6 +296,8 @@ API cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t d, const void *alpha, 
         return CUBLAS_STATUS_INVALID_VALUE;
     if (!does(&algo, &p) || workspace_bytes < algo.workspace)
         return CUBLAS_STATUS_NOT_SUPPORTED;
+    if (const char *fails = getenv("CUSIM_BLAS_FAILS")) // with this status, from now on
+        return (cublasStatus_t)strtol(fails, nullptr, 10);
     const void *const mats[4] = {A, B, C, D};
     for (int i = 0; i < 4; i++)
         aligned(i == 0 ? "A" : i == 1 ? "B" : i == 2 ? "C" : "D", mats[i], algo.align[i]);

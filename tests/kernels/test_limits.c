@@ -235,6 +235,33 @@ static void empty_and_forbidden(void **state)
     kit_close(&k);
 }
 
+/* A library that lacks memory is no broken device. */
+static void failing_products(void **state)
+{
+    static const struct {
+        const char *status; /* CUBLAS_STATUS_ALLOC_FAILED, CUBLAS_STATUS_EXECUTION_FAILED */
+        int error;
+    } cases[] = {{"3", -ENOMEM}, {"13", -EIO}, {NULL, 0}};
+    struct linear_case c = {.m = 9, .k = 64, .n_parts = 1, .n = {32}};
+    struct linear_call call = {0};
+    struct kit k;
+
+    (void)state;
+    if (strcmp(backend, "sim") != 0)
+        skip();
+    assert_true(kit_open(&k, backend, dtype, 2));
+    linear_make(&k, &c, &call);
+    for (size_t i = 0; i < ARRAY_LEN(cases); i++) {
+        if (cases[i].status)
+            assert_int_equal(setenv("CUSIM_BLAS_FAILS", cases[i].status, 1), 0);
+        else
+            assert_int_equal(unsetenv("CUSIM_BLAS_FAILS"), 0);
+        assert_int_equal(k.ops->linear_fwd(k.ctx, &call.fwd), cases[i].error);
+    }
+    k.ops->weight_close(k.ctx, call.w);
+    kit_close(&k);
+}
+
 /* A process's products: one of so many rows first, then one of 33, whose bits it prints. */
 static void multiply(int64_t first)
 {
@@ -292,7 +319,8 @@ int main(int argc, char **argv)
         cmocka_unit_test(longest_windows),     cmocka_unit_test(no_queries),
         cmocka_unit_test(no_sequences),        cmocka_unit_test(unknown_ids),
         cmocka_unit_test(scales_between),      cmocka_unit_test(nested_values),
-        cmocka_unit_test(empty_and_forbidden), cmocka_unit_test(first_product),
+        cmocka_unit_test(empty_and_forbidden), cmocka_unit_test(failing_products),
+        cmocka_unit_test(first_product),
     };
 
     dtype = kit_dtype(argc, argv);

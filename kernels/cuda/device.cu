@@ -1,5 +1,5 @@
 /* device.cu - which devices there are, and what a context on one takes for itself. */
-#include "cuda.cuh"
+#include "lora.cuh"
 
 #include <stdio.h>
 #include <string.h>
@@ -94,7 +94,7 @@ static void more(size_t *most, int64_t bytes)
         *most = (size_t)bytes;
 }
 
-/* The buffers of kn_ctx, as linear.cu and adamw.cu reserve them. */
+/* The buffers of kn_ctx, as linear.cu, lora_grad.cu and adamw.cu reserve them. */
 size_t cuda_scratch_bytes(const kn_scratch *s, kn_dtype compute)
 {
     size_t x_ext = 0, dy_ext = 0, grad = 0, partial = 0, slot = 0;
@@ -104,10 +104,12 @@ size_t cuda_scratch_bytes(const kn_scratch *s, kn_dtype compute)
         const kn_scratch_use *u = &s->uses[i];
         const int64_t kp = cuda_round(u->w->k), ext = cuda_ext(u->w->lora_cols);
         const int64_t cols = u->w->lora_cols > 0 ? u->w->lora_cols : 0;
-        int64_t n = 0;
+        int64_t n = 0, widest = 0;
         more(&slot, (int64_t)cuda_slot_bytes(u->w, compute));
         for (int j = 0; j < u->w->n_parts; j++)
             n += u->w->parts[j].n;
+        for (int j = 0; j < u->w->n_parts; j++)
+            widest = u->w->parts[j].n > widest ? u->w->parts[j].n : widest;
         if (!u->room) {
             more(&x_ext, u->rows * (kp + ext) * size);
             more(&dy_ext, u->rows * (n + ext) * size);
@@ -116,6 +118,7 @@ size_t cuda_scratch_bytes(const kn_scratch *s, kn_dtype compute)
             continue;
         more(&x_ext, u->rows * (ext + (s->dropout ? kp : 0)) * size);
         more(&grad, (cols * u->w->k + n * cols) * 4);
+        more(&grad, (int64_t)lora_grad_bytes(u->rows, cols, u->w->k, widest));
         if (s->dropout) {
             more(&dy_ext, u->rows * kp * size);
             more(&grad, 2 * u->rows * u->w->k * 4);

@@ -182,29 +182,56 @@ int forward_rows(kn_ctx *ctx, const kn_linear_fwd *a, const range &at)
     return cuda_gemm_run(ctx, &g);
 }
 
-/* dA and dB of a range. dy: (rows, N) with dS behind column N. */
-int gradients(kn_ctx *ctx, const kn_linear_bwd *a, const range &at, const lora_rows &dy)
+/* The operands of dA and dB of a range. */
+struct grad_of {
+    lora_rows dy, x, s; /* dy: with dS behind column N; s: scale * S */
+    lora_rows masked;   /* under dropout: room for an x; else p NULL */
+};
+
+/* x as part i's A sees it. */
+int part_x(kn_ctx *ctx, const kn_linear_bwd *a, const range &at, const grad_of &of, int i,
+           lora_rows *ret)
+{
+    *ret = of.masked.p ? of.masked : of.x;
+    return of.masked.p ? lora_drop(ctx, of.masked, of.x, at.rows, a->w->k,
+                                   drop_from(a->dropout, at.row0), i)
+                       : 0;
+}
+
+/* bf16 on tensor cores, every sum in strips. */
+int gradients_mma(kn_ctx *ctx, const kn_linear_bwd *a, const range &at, const grad_of &of)
+{
+    const kn_weight *w = a->w;
+    const lora_rows ds = behind(of.dy, w->n);
+    int r = lora_grad_begin(ctx, w, at.l, at.rows);
+
+    if (!r)
+        r = lora_grad_b(ctx, w, at.l, of.s, of.dy, at.rows);
+    if (!r && !of.masked.p)
+        r = lora_grad_a(ctx, w, at.l, -1, ds, of.x, at.rows);
+    for (int i = 0; i < at.l.n_parts && r == 0 && of.masked.p; i++) {
+        lora_rows x;
+        if (at.l.r[i] == 0)
+            continue;
+        r = part_x(ctx, a, at, of, i, &x);
+        if (!r)
+            r = lora_grad_a(ctx, w, at.l, i, ds, x, at.rows);
+    }
+    return r ? r : lora_grad_end(ctx, w, at.l, at.rows);
+}
+
+/* float32, and what is not aligned: the library's products. */
+int gradients_gemm(kn_ctx *ctx, const kn_linear_bwd *a, const range &at, const grad_of &of)
 {
     const kn_weight *w = a->w;
     const lora_at &l = at.l;
-    const int64_t total = at.cols(), kp = cuda_round(w->k);
-    const lora_rows x = rows_from(a->x, at.row0);
-    const bool dropping = a->dropout.p > 0.0f;
-    const size_t grad_bytes = (size_t)(total * w->k + w->n * total) * 4;
+    const int64_t total = at.cols();
     cuda_gemm g = {};
-    int r = cuda_reserve(&ctx->grad, grad_bytes);
+    int r = cuda_reserve(&ctx->grad, (size_t)(total * w->k + w->n * total) * 4);
 
-    /* scale * S as T, in the x scratch; behind it the masked copy of x */
-    if (!r)
-        r = cuda_reserve(&ctx->x_ext, (size_t)(at.rows * (w->ext + (dropping ? kp : 0))) *
-                                          cuda_size(w->compute));
     if (r)
         return r;
-    const lora_rows s = {ctx->x_ext.p, w->ext, w->compute};
-    const lora_rows masked = {lora_offset(s.p, at.rows * w->ext, s.t), kp, w->compute};
     float *da = (float *)ctx->grad.p, *db = da + total * w->k;
-    r = lora_put_s(ctx, s, at.rows, w->ext, (float *)a->s + at.row0 * a->s_cols, a->s_cols, l,
-                   false, false);
     g.ab = w->compute;
     g.cd = KN_F32;
     g.alpha = 1.0f;
@@ -213,37 +240,57 @@ int gradients(kn_ctx *ctx, const kn_linear_bwd *a, const range &at, const lora_r
     /* dB (N, total) = dy^T (scale S); off-diagonal blocks are computed and ignored */
     g.m = w->n;
     g.n = total;
-    g.a = dy.p;
-    g.lda = dy.ld;
-    g.b = s.p;
-    g.ldb = s.ld;
+    g.a = of.dy.p;
+    g.lda = of.dy.ld;
+    g.b = of.s.p;
+    g.ldb = of.s.ld;
     g.d = db;
     g.ldd = total;
-    if (!r)
-        r = cuda_gemm_run(ctx, &g);
+    r = cuda_gemm_run(ctx, &g);
     for (int i = 0; i < l.n_parts && r == 0; i++) {
+        lora_rows x;
         if (l.r[i] == 0)
             continue;
         if (l.db[i])
             r = lora_add_block(ctx, l.db[i], db + l.n0[i] * total + l.first[i], total, w->part_n[i],
                                l.r[i]);
+        if (!r && l.da[i])
+            r = part_x(ctx, a, at, of, i, &x);
         if (r || !l.da[i])
             continue;
-        if (dropping)
-            r = lora_drop(ctx, masked, x, at.rows, w->k, drop_from(a->dropout, at.row0), i);
         g.m = l.r[i];
         g.n = w->k;
-        g.a = behind(dy, w->n + l.first[i]).p;
-        g.b = dropping ? masked.p : x.p;
-        g.ldb = dropping ? masked.ld : x.ld;
+        g.a = behind(of.dy, w->n + l.first[i]).p;
+        g.b = x.p;
+        g.ldb = x.ld;
         g.d = da + l.first[i] * w->k;
         g.ldd = w->k;
-        if (!r)
-            r = cuda_gemm_run(ctx, &g);
+        r = cuda_gemm_run(ctx, &g);
         if (!r)
             r = lora_add_block(ctx, l.da[i], da + l.first[i] * w->k, w->k, l.r[i], w->k);
     }
     return r;
+}
+
+/* dA and dB of a range. dy: (rows, N) with dS behind column N. */
+int gradients(kn_ctx *ctx, const kn_linear_bwd *a, const range &at, const lora_rows &dy)
+{
+    const kn_weight *w = a->w;
+    const bool dropping = a->dropout.p > 0.0f;
+    const int64_t kp = cuda_round(w->k), elements = at.rows * (w->ext + (dropping ? kp : 0));
+    int r = cuda_reserve(&ctx->x_ext, (size_t)elements * cuda_size(w->compute));
+
+    if (r)
+        return r;
+    grad_of of = {dy, rows_from(a->x, at.row0), {ctx->x_ext.p, w->ext, w->compute}, {}};
+    if (dropping)
+        of.masked = {lora_offset(ctx->x_ext.p, at.rows * w->ext, w->compute), kp, w->compute};
+    r = lora_put_s(ctx, of.s, at.rows, w->ext, (float *)a->s + at.row0 * a->s_cols, a->s_cols, at.l,
+                   false, false);
+    if (r)
+        return r;
+    return lora_grad_ok(w, dropping ? of.masked : of.x, dy) ? gradients_mma(ctx, a, at, of)
+                                                            : gradients_gemm(ctx, a, at, of);
 }
 
 /* dx under dropout: the adapter's share is masked part by part, in float32. */

@@ -49,4 +49,19 @@ int lora_put_sum(kn_ctx *ctx, const lora_rows &dx, bool add, const float *sum, i
 int lora_add_block(kn_ctx *ctx, float *to, const float *from, int64_t ldf, int64_t rows,
                    int64_t cols);
 
+/* ---- lora_grad.cu: gradients in bf16, their sums in ctx->grad ------------------- */
+
+/* The most that ctx->grad holds in calls of up to so many rows and columns of s, with
+ * (part_n, k) matrices of up to n rows. */
+size_t lora_grad_bytes(int64_t rows, int64_t cols, int64_t k, int64_t n);
+/* Do the operands have rows of aligned 16-byte pieces? */
+bool lora_grad_ok(const kn_weight *w, const lora_rows &x, const lora_rows &dy);
+/* begin; then b, and a once (part -1: all) or for each part with an x of its own; end. */
+int lora_grad_begin(kn_ctx *ctx, const kn_weight *w, const lora_at &l, int64_t rows);
+int lora_grad_a(kn_ctx *ctx, const kn_weight *w, const lora_at &l, int part, const lora_rows &ds,
+                const lora_rows &x, int64_t rows);
+int lora_grad_b(kn_ctx *ctx, const kn_weight *w, const lora_at &l, const lora_rows &s,
+                const lora_rows &dy, int64_t rows);
+int lora_grad_end(kn_ctx *ctx, const kn_weight *w, const lora_at &l, int64_t rows);
+
 #endif

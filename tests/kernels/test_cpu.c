@@ -116,6 +116,56 @@ static void linear(void **state)
     close_pair(&cpu, &ref);
 }
 
+/* bf16 on a GPU: dA and dB on tensor cores, in several strips of rows, against the library's
+ * products, which rows that begin anywhere still take. The same operands to the bit: only
+ * the order of sums differs. */
+static void linear_portable(void **state)
+{
+    static const struct linear_case cases[] = {
+        {.m = 700, .k = 200, .n_parts = 3, .n = {136, 20, 28}, .r = {40, 3, 24}, .n_segs = 1},
+        {.m = 530,
+         .k = 136,
+         .n_parts = 2,
+         .n = {24, 40},
+         .r = {16, 12},
+         .n_segs = 1,
+         .dropout = 0.2f},
+        {.m = 640, .k = 64, .n_parts = 2, .n = {32, 160}, .r = {0, 8}, .n_segs = 2},
+    };
+    struct kit mma, plain;
+
+    (void)state;
+    if (dtype != KN_BF16 || strcmp(backend, "cpu") == 0)
+        return;
+    assert_true(kit_open(&mma, backend, dtype, 2));
+    assert_true(kit_open(&plain, backend, dtype, 2));
+    plain.odd = 1;
+    for (size_t n = 0; n < ARRAY_LEN(cases); n++) {
+        const struct linear_case *c = &cases[n];
+        struct linear_call a = {0}, b = {0};
+        linear_make(&mma, c, &a);
+        linear_make(&plain, c, &b);
+        assert_int_equal(mma.ops->linear_fwd(mma.ctx, &a.fwd), 0);
+        assert_int_equal(plain.ops->linear_fwd(plain.ctx, &b.fwd), 0);
+        assert_int_equal(mma.ops->linear_bwd(mma.ctx, &a.bwd), 0);
+        assert_int_equal(plain.ops->linear_bwd(plain.ctx, &b.bwd), 0);
+        for (int i = 0; i < c->n_parts * c->n_segs; i++) {
+            const struct kn_lora *x = &a.lora[i / c->n_parts][i % c->n_parts];
+            const struct kn_lora *y = &b.lora[i / c->n_parts][i % c->n_parts];
+            const int64_t n_part = c->n[i % c->n_parts];
+            if (x->r == 0)
+                continue;
+            kit_near_vec("da", &mma, x->da, &plain, y->da, x->r * c->k, sum_of(c->m));
+            kit_near_vec("db", &mma, x->db, &plain, y->db, n_part * x->r, sum_of(c->m));
+        }
+        mma.ops->weight_close(mma.ctx, a.w);
+        plain.ops->weight_close(plain.ctx, b.w);
+        kit_release(&mma, 0);
+        kit_release(&plain, 0);
+    }
+    close_pair(&mma, &plain);
+}
+
 static const struct attn_case attn_cases[] = {
     {.n_seqs = 1, .lq = {1}, .lk = {1}, .heads = 1, .kv_heads = 1, .head_dim = 8},
     {.n_seqs = 3, .lq = {7, 25, 1}, .lk = {7, 25, 1}, .heads = 8, .kv_heads = 4, .head_dim = 8},
@@ -540,6 +590,7 @@ int main(int argc, char **argv)
                                           cmocka_unit_test(logprob), cmocka_unit_test(optimiser)};
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(linear),
+        cmocka_unit_test(linear_portable),
         cmocka_unit_test(attention),
         cmocka_unit_test(attention_edges),
         cmocka_unit_test(attention_portable),

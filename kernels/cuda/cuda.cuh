@@ -37,6 +37,9 @@ struct cuda_buffer { /* grows, never shrinks; freed with the context */
 
 enum { CUDA_SLOTS = 2 };
 
+/* Most rows that a product may need (gemm.cu). */
+enum { CUDA_FILL_ROWS = 64 };
+
 /* Room for one dequantised matrix (weight.cu). */
 struct cuda_slot {
     cuda_buffer buffer;
@@ -76,6 +79,7 @@ struct kn_ctx {
     cuda_buffer x_ext;     /* [x | S] when x itself has no room behind K           */
     cuda_buffer dy_ext;    /* [dy | dS] likewise                                   */
     cuda_buffer grad;      /* dA and dB of one call before they are added          */
+    cuda_buffer fill;      /* operands of a product with fewer rows than it needs  */
     cuda_slot slots[CUDA_SLOTS];
     uint64_t turn;
     cuda_load load;

@@ -94,10 +94,15 @@ static void more(size_t *most, int64_t bytes)
         *most = (size_t)bytes;
 }
 
-/* The buffers of kn_ctx, as linear.cu, lora_grad.cu and adamw.cu reserve them. */
+static int64_t larger(int64_t a, int64_t b)
+{
+    return a > b ? a : b;
+}
+
+/* The buffers of kn_ctx, as linear.cu, lora_grad.cu, gemm.cu and adamw.cu reserve them. */
 size_t cuda_scratch_bytes(const kn_scratch *s, kn_dtype compute)
 {
-    size_t x_ext = 0, dy_ext = 0, grad = 0, partial = 0, slot = 0;
+    size_t x_ext = 0, dy_ext = 0, grad = 0, fill = 0, partial = 0, slot = 0;
     const int64_t size = (int64_t)cuda_size(compute);
 
     for (int i = 0; i < s->n_uses; i++) {
@@ -109,7 +114,10 @@ size_t cuda_scratch_bytes(const kn_scratch *s, kn_dtype compute)
         for (int j = 0; j < u->w->n_parts; j++)
             n += u->w->parts[j].n;
         for (int j = 0; j < u->w->n_parts; j++)
-            widest = u->w->parts[j].n > widest ? u->w->parts[j].n : widest;
+            widest = larger(widest, u->w->parts[j].n);
+        /* a product's a, c and d; the widest reads x or dy and writes float32 */
+        more(&fill,
+             CUDA_FILL_ROWS * ((larger(kp, n) + ext) * size + 2 * (larger(kp, n) + ext) * 4));
         if (!u->room) {
             more(&x_ext, u->rows * (kp + ext) * size);
             more(&dy_ext, u->rows * (n + ext) * size);
@@ -125,5 +133,5 @@ size_t cuda_scratch_bytes(const kn_scratch *s, kn_dtype compute)
         }
     }
     more(&partial, cuda_sweep_bytes(s->params));
-    return x_ext + dy_ext + grad + partial + CUDA_SLOTS * slot;
+    return x_ext + dy_ext + grad + fill + partial + CUDA_SLOTS * slot;
 }

@@ -1,17 +1,22 @@
 /* gemm.cu - matrix products by cuBLASLt, in row-major terms.
  *
- * The algorithm of a product is chosen once per (n, k, layouts, types) from
- * cuBLASLt's heuristic at a fixed number of rows, without split-k, and kept: never
- * by the rows of a call, so that a row's bits do not depend on how many are in it
- * (numerics: batch invariance). Rows are m, and in a^T products k. */
-#include "cuda.cuh"
+ * The algorithm of a product is chosen once per (n, k, layouts, types) and kept: the
+ * fastest that cuBLASLt's heuristic knows at a fixed number of rows, without split-k.
+ * Never by the rows of a call, so that a row's bits do not depend on how many are in it
+ * (numerics: batch invariance); nor by the batches a job was planned for, so that they do
+ * not depend on the job either. One that refuses small numbers of rows is not passed over
+ * for that: a call with fewer runs with rows of zeros behind its own. Rows are m, and in
+ * a^T products k. */
+#include "lora.cuh"
 
 #include <mutex>
 #include <stdio.h>
 #include <string.h>
 #include <vector>
 
-enum { CANONICAL_ROWS = 4096, ASKED = 8 };
+/* What a batch is planned to hold where memory allows (kn_scratch_use.rows' usual size);
+ * answers asked for. */
+enum { CANONICAL_ROWS = 8192, ASKED = 16 };
 
 namespace
 {
@@ -29,6 +34,7 @@ struct gemm_key {
 struct gemm_choice {
     gemm_key key;
     cublasLtMatmulAlgo_t algo;
+    int64_t least; /* rows */
 };
 std::mutex choices_lock;
 std::vector<gemm_choice> choices;
@@ -121,30 +127,65 @@ int prefer(cublasLtMatmulPreference_t pref, size_t workspace, const uint32_t ali
     return r;
 }
 
-/* Does the algorithm do for any number of rows? */
-bool fits_all(kn_ctx *ctx, const cuda_gemm *g, const cublasLtMatmulAlgo_t *algo)
+bool takes(kn_ctx *ctx, const cuda_gemm *g, const cublasLtMatmulAlgo_t *algo, int64_t rows)
 {
-    static const int64_t counts[] = {1, 8, 100, 1000, 16384, 131072};
     cublasLtMatmulHeuristicResult_t result;
+    gemm_parts p;
 
-    for (size_t i = 0; i < sizeof counts / sizeof counts[0]; i++) {
-        gemm_parts p;
-        if (describe(&p, g, counts[i]) ||
-            cublasLtMatmulAlgoCheck(ctx->lt, p.desc, p.a, p.b, p.c, p.d, algo, &result) ||
-            result.workspaceSize > ctx->workspace.bytes)
-            return false;
-    }
-    return true;
+    return !describe(&p, g, rows) &&
+           !cublasLtMatmulAlgoCheck(ctx->lt, p.desc, p.a, p.b, p.c, p.d, algo, &result) &&
+           result.workspaceSize <= ctx->workspace.bytes;
 }
 
-/* The best that does for any number of rows; else the best. */
-int ask_heuristic(kn_ctx *ctx, const cuda_gemm *g, const uint32_t align[4],
-                  cublasLtMatmulAlgo_t *ret_algo)
+/* The fewest rows from which on the algorithm takes any number of them: 1, or one of a few
+ * that calls may be filled up to; 0: none of these. The sums of an a^T product run over the
+ * rows, which no zeros change, but it has two operands to fill up: not done. */
+int64_t least_rows(kn_ctx *ctx, const cuda_gemm *g, const cublasLtMatmulAlgo_t *algo)
+{
+    static const int64_t counts[] = {131072,         16384, 8191, 1000, 257, 100,
+                                     CUDA_FILL_ROWS, 33,    16,   8,    1};
+    int64_t least = 0;
+
+    for (size_t i = 0; i < sizeof counts / sizeof counts[0]; i++) {
+        if (!takes(ctx, g, algo, counts[i]))
+            break;
+        least = counts[i];
+    }
+    return least > CUDA_FILL_ROWS || (g->a_is_k_m && least > 1) ? 0 : least;
+}
+
+/* With KN_DEBUG: what was chosen for which product. */
+void chosen(const cuda_gemm *g, const cublasLtMatmulHeuristicResult_t *r, int i, int found,
+            int64_t least)
+{
+    static const cublasLtMatmulAlgoConfigAttributes_t which[] = {
+        CUBLASLT_ALGO_CONFIG_ID, CUBLASLT_ALGO_CONFIG_TILE_ID, CUBLASLT_ALGO_CONFIG_STAGES_ID};
+    int32_t v[3] = {-1, -1, -1};
+    uint16_t cluster = 0;
+    size_t n;
+
+    if (!cuda_debug())
+        return;
+    for (int j = 0; j < 3; j++)
+        cublasLtMatmulAlgoConfigGetAttribute(&r->algo, which[j], &v[j], sizeof v[j], &n);
+    cublasLtMatmulAlgoConfigGetAttribute(&r->algo, CUBLASLT_ALGO_CONFIG_CLUSTER_SHAPE_ID, &cluster,
+                                         sizeof cluster, &n);
+    fprintf(stderr,
+            "gemm.cu: n %lld, %s %lld, b (%s), ld %lld %lld %lld, types %d %d: algorithm %d, tile "
+            "%d, stages %d, cluster %d, %.2f waves at %d rows, number %d of %d, from %lld rows\n",
+            (long long)g->n, g->a_is_k_m ? "a^T, m" : "k", (long long)(g->a_is_k_m ? g->m : g->k),
+            g->b_rows_are_n ? "n, k" : "k, n", (long long)g->lda, (long long)g->ldb,
+            (long long)g->ldd, (int)g->ab, (int)g->cd, v[0], v[1], v[2], cluster,
+            (double)r->wavesCount, CANONICAL_ROWS, i + 1, found, (long long)least);
+}
+
+/* The best that takes any number of rows, filled up where few; else the best. */
+int ask_heuristic(kn_ctx *ctx, const cuda_gemm *g, const uint32_t align[4], gemm_choice *ret)
 {
     cublasLtMatmulHeuristicResult_t result[ASKED];
     cublasLtMatmulPreference_t pref = nullptr;
     gemm_parts p;
-    int found = 0, status;
+    int found = 0, status, best = -1, first = -1;
 
     if (describe(&p, g, CANONICAL_ROWS))
         return -EIO;
@@ -155,23 +196,23 @@ int ask_heuristic(kn_ctx *ctx, const cuda_gemm *g, const uint32_t align[4],
         status = cublasLtMatmulAlgoGetHeuristic(ctx->lt, p.desc, p.a, p.b, p.c, p.d, pref, ASKED,
                                                 result, &found);
     cublasLtMatmulPreferenceDestroy(pref);
-    int best = -1, first = -1;
+    ret->least = 0;
     for (int i = 0; i < found && !status && best < 0; i++) {
         if (result[i].state)
             continue;
         first = first < 0 ? i : first;
-        if (fits_all(ctx, g, &result[i].algo))
-            best = i;
+        ret->least = least_rows(ctx, g, &result[i].algo);
+        best = ret->least > 0 ? i : -1;
     }
     if (first < 0)
         return refused(g, "no algorithm, cuBLAS status", status);
-    if (best != first) /* not the fastest, or not for all */
-        (void)refused(g, "of the algorithms offered this one does for any number of rows:", best);
-    *ret_algo = result[best < 0 ? first : best].algo;
+    best = best < 0 ? first : best;
+    chosen(g, &result[best], best, found, ret->least);
+    ret->algo = result[best].algo;
     return 0;
 }
 
-int algorithm(kn_ctx *ctx, const cuda_gemm *g, cublasLtMatmulAlgo_t *ret_algo)
+int choose(kn_ctx *ctx, const cuda_gemm *g, gemm_choice *ret)
 {
     const int flags = (g->a_is_k_m ? 1 : 0) | (g->b_rows_are_n ? 2 : 0) |
                       (g->ab == KN_BF16 ? 4 : 0) | (g->cd == KN_BF16 ? 8 : 0);
@@ -191,32 +232,82 @@ int algorithm(kn_ctx *ctx, const cuda_gemm *g, cublasLtMatmulAlgo_t *ret_algo)
 
     for (const gemm_choice &c : choices) {
         if (c.key == key) {
-            *ret_algo = c.algo;
+            *ret = c;
             return 0;
         }
     }
-    const int r = ask_heuristic(ctx, g, key.align, ret_algo);
+    const int r = ask_heuristic(ctx, g, key.align, ret);
+    ret->key = key;
     if (r == 0)
-        choices.push_back({key, *ret_algo});
+        choices.push_back(*ret);
     return r;
+}
+
+int launch(kn_ctx *ctx, const cuda_gemm *g, const cublasLtMatmulAlgo_t *algo)
+{
+    gemm_parts p;
+    int status;
+
+    if (describe(&p, g, g->a_is_k_m ? g->k : g->m))
+        return -EIO;
+    status = cublasLtMatmul(ctx->lt, p.desc, &g->alpha, g->b, p.a, g->a, p.b, &g->beta,
+                            g->c ? g->c : g->d, p.c, g->d, p.d, algo, ctx->workspace.p,
+                            ctx->workspace.bytes, ctx->stream);
+    return status ? refused(g, "cublasLtMatmul, cuBLAS status", status) : 0;
+}
+
+/* Of a matrix, so that the next one begins at 256 bytes. */
+size_t bytes_of(int64_t rows, int64_t ld, kn_dtype t)
+{
+    return ((size_t)(rows * ld) * cuda_size(t) + 255) / 256 * 256;
+}
+
+/* Rows of a matrix into the beginning of `to`, zeros behind them up to `least`. */
+int fill_up(kn_ctx *ctx, const lora_rows &to, const void *from, int64_t cols, int64_t rows,
+            int64_t least)
+{
+    const size_t bytes = (size_t)(least * to.ld) * cuda_size(to.t);
+    int r = cuda_error(cudaMemsetAsync(to.p, 0, bytes, ctx->stream));
+
+    return r || !from ? r : lora_copy(ctx, to, {(void *)from, to.ld, to.t}, rows, cols);
+}
+
+/* The product with as many rows as its algorithm needs. */
+int launch_filled(kn_ctx *ctx, const cuda_gemm *g, const gemm_choice *choice)
+{
+    const int64_t least = choice->least, ldc = g->c ? g->ldc : g->ldd;
+    const void *const c = g->beta == 0.0f ? NULL : g->c ? g->c : g->d;
+    const size_t a_bytes = bytes_of(least, g->lda, g->ab), c_bytes = bytes_of(least, ldc, g->cd);
+    cuda_gemm filled = *g;
+    int r = cuda_reserve(&ctx->fill, a_bytes + c_bytes + bytes_of(least, g->ldd, g->cd));
+
+    if (r)
+        return r;
+    char *const at = (char *)ctx->fill.p;
+    filled.m = least;
+    filled.a = at;
+    filled.c = at + a_bytes;
+    filled.ldc = ldc;
+    filled.d = at + a_bytes + c_bytes;
+    r = fill_up(ctx, {at, g->lda, g->ab}, g->a, g->k, g->m, least);
+    if (!r)
+        r = fill_up(ctx, {at + a_bytes, ldc, g->cd}, c, g->n, g->m, least);
+    if (!r)
+        r = launch(ctx, &filled, &choice->algo);
+    return r ? r : lora_copy(ctx, {g->d, g->ldd, g->cd}, {filled.d, g->ldd, g->cd}, g->m, g->n);
 }
 } // namespace
 
 int cuda_gemm_run(kn_ctx *ctx, const cuda_gemm *g)
 {
-    cublasLtMatmulAlgo_t algo;
-    gemm_parts p;
-    int r, status;
+    gemm_choice choice;
+    int r;
 
     if (g->m == 0 || g->n == 0)
         return 0;
-    r = algorithm(ctx, g, &algo);
-    if (!r)
-        r = describe(&p, g, g->a_is_k_m ? g->k : g->m);
+    r = choose(ctx, g, &choice);
     if (r)
         return r;
-    status = cublasLtMatmul(ctx->lt, p.desc, &g->alpha, g->b, p.a, g->a, p.b, &g->beta,
-                            g->c ? g->c : g->d, p.c, g->d, p.d, &algo, ctx->workspace.p,
-                            ctx->workspace.bytes, ctx->stream);
-    return status ? refused(g, "cublasLtMatmul, cuBLAS status", status) : 0;
+    return !g->a_is_k_m && g->m < choice.least ? launch_filled(ctx, g, &choice)
+                                               : launch(ctx, g, &choice.algo);
 }

@@ -148,6 +148,7 @@ void cuda_close(kn_ctx *ctx)
     cudaFree(ctx->x_ext.p);
     cudaFree(ctx->dy_ext.p);
     cudaFree(ctx->grad.p);
+    cudaFree(ctx->fill.p);
     if (ctx->lt)
         cublasLtDestroy(ctx->lt);
     if (ctx->side)

@@ -6,7 +6,7 @@ import re
 import sys
 from pathlib import Path
 
-BOUND = re.compile(r"__launch_bounds__\(\s*(\w+)\s*\)\s*(\w+)\s*\(")
+BOUND = re.compile(r"__launch_bounds__\(\s*(\w+)\s*(?:,\s*\w+\s*)?\)\s*(\w+)\s*\(")
 
 
 def arguments(text):

@@ -42,7 +42,7 @@ struct cli_verb {
 
 /* One table per file of verbs, ended by a name of NULL. */
 extern const struct cli_verb verb_daemon[]; /* up, down                        */
-extern const struct cli_verb verb_local[];  /* check, data, try, tokenize      */
+extern const struct cli_verb verb_local[];  /* check, plan, data, try, tokenize */
 extern const struct cli_verb verb_submit[]; /* submit, resume, rerun           */
 extern const struct cli_verb verb_queue[];  /* list, show, devices             */
 extern const struct cli_verb verb_follow[]; /* watch, wait                     */

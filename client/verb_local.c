@@ -1,4 +1,4 @@
-/* verb_local.c - check, data, try, tokenize: the worker looks, no daemon is asked. */
+/* verb_local.c - check, plan, data, try, tokenize: the worker looks, no daemon is asked. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -9,6 +9,7 @@
 #include "client/format.h"
 #include "client/jobfile.h"
 #include "client/jobview.h"
+#include "client/planprint.h"
 #include "client/summary.h"
 #include "proto/buf.h"
 
@@ -89,6 +90,39 @@ static int verb_check(struct cli *cli, int argc, char **argv)
             print_memory(cli, j);
         }
     }
+    json_decref(j);
+    jobfile_fini(&f);
+    return r;
+}
+
+/* check's answer, by what the job will do; the output folder is no part of it. */
+static int verb_plan(struct cli *cli, int argc, char **argv)
+{
+    struct args_sets sets = {.n = 0};
+    struct jobfile f = {0};
+    const struct args_option options[] = {{"set", 0, ARGS_SETS, &sets}, {NULL, 0, ARGS_FLAG, NULL}};
+    struct buf b = {.max = OUT_MAX};
+    char text[1024];
+    int status = 0;
+    json_t *j = NULL;
+    int r = look(cli, argc, argv, options, &sets, &f);
+    if (r == CLI_OK)
+        r = jobfile_worker(cli, &f, "--check", "--overwrite", NULL, &j, &status);
+    if (r == CLI_OK) {
+        if (cli->json)
+            print_json(cli, j);
+        else
+            (void)jobfile_tell(cli, &f, j);
+        r = as_ours(cli, "--check", status);
+    }
+    if (r == CLI_OK && !cli->json && jobfile_resolve_quietly(cli, &f) == CLI_OK) {
+        (void)fprintf(cli->out, "plan: %s\n",
+                      summary_text(f.spec, f.resolved, j, text, sizeof text));
+        planprint(j, &b);
+        if (b.bytes)
+            (void)fwrite(b.data, 1, b.bytes, cli->out);
+    }
+    buf_free(&b);
     json_decref(j);
     jobfile_fini(&f);
     return r;
@@ -212,6 +246,8 @@ static int verb_tokenize(struct cli *cli, int argc, char **argv)
 const struct cli_verb verb_local[] = {
     {"check", "JOB [--set KEY=VALUE]... [--overwrite] [--json]",
      "every problem of a job file at once; nothing is started", verb_check},
+    {"plan", "JOB [--set KEY=VALUE]... [--json]",
+     "what a job will do: steps, tokens, arithmetic, a rank's memory by kind", verb_plan},
     {"data", "JOB [--show N] [--set KEY=VALUE]... [--json]",
      "rows as they will be trained, lengths, rows cut or dropped", verb_data},
     {"try", "JOB [--set KEY=VALUE]... [--json]", "two steps on the longest rows, without the queue",

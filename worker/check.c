@@ -14,6 +14,7 @@
 #include "proto/spec_key.h"
 #include "worker/dataset.h"
 #include "worker/device.h"
+#include "worker/flops.h"
 #include "worker/folder.h"
 #include "worker/gang.h"
 #include "worker/host.h"
@@ -150,6 +151,23 @@ static void set_memory(struct check *c, const struct memory_plan *m)
     json_object_set_new(c->o, "memory_text", json_string(text));
 }
 
+/* Of all ranks; "reference" is part of "run". */
+static void set_flops(struct check *c, const struct dataset *d, const struct model_config *config,
+                      const struct memory_plan *m, int64_t parameters)
+{
+    const double first = m->plan.epochs < 1 ? m->plan.epochs : 1;
+    struct flops f;
+
+    flops_count(config, d, parameters, &f);
+    if (c->spec->method != SPEC_DPO)
+        f.reference = 0;
+    json_object_set_new(c->o, "flops",
+                        json_pack("{s:f,s:f,s:f}", "step",
+                                  flops_step(&f, &m->plan, m->recompute, m->layers), "reference",
+                                  f.reference * first, "run",
+                                  flops_run(&f, &m->plan, m->recompute, m->layers)));
+}
+
 static void set_plan(struct check *c, const struct dataset *d, const struct model_config *config)
 {
     struct memory_plan memory;
@@ -177,9 +195,11 @@ static void set_plan(struct check *c, const struct dataset *d, const struct mode
         } else {
             plan = memory.plan;
             set_memory(c, &memory);
+            set_flops(c, d, config, &memory, adapter.n);
         }
     }
     json_object_set_new(c->o, "steps", json_integer(plan.steps));
+    json_object_set_new(c->o, "steps_per_epoch", json_integer(plan.steps_per_epoch));
     json_object_set_new(c->o, "epochs", json_real(plan.epochs));
     json_object_set_new(c->o, "warmup_steps", json_integer(plan.warmup));
     json_object_set_new(c->o, "token_budget", json_integer(plan.token_budget));

@@ -103,6 +103,7 @@ static int try_budget(const struct memory_ask *a, int64_t budget, struct memory_
                             .free = a->free,
                             .sharing = a->sharing,
                             .gpu = a->gpu,
+                            .in_4bit = a->spec->load_in_4bit,
                             .logits_bytes = a->gpu ? LOGITS_GPU : 0};
 
     spec.token_budget = budget;

@@ -45,6 +45,7 @@ struct memory_plan {
     size_t need, free;
     int sharing; /* memory_ask's */
     bool gpu;    /* likewise     */
+    bool in_4bit;
 };
 
 /* -ENOMEM: nothing fits; err has the figures and what would. -EINVAL as plan_make. */

@@ -51,6 +51,7 @@ struct json_t *views_memory(const struct memory_plan *m)
 
     for (size_t i = 0; i < sizeof v / sizeof v[0]; i++)
         json_object_set_new(o, v[i].name, json_integer((json_int_t)v[i].bytes));
+    json_object_set_new(o, "in_4bit", json_boolean(m->in_4bit));
     json_object_set_new(o, "dequantise", json_string(m->per_use ? "for each product" : "once"));
     json_object_set_new(o, "layers", json_integer((json_int_t)m->layers));
     json_object_set_new(o, "recomputed_layers", json_integer((json_int_t)m->recompute));

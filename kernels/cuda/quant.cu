@@ -91,6 +91,7 @@ __global__ void __launch_bounds__(QUANT_THREADS)
     SHARED(double, part, [QUANT_THREADS]);
     double sum = 0.0;
 
+#pragma unroll 8 /* loads under way at a time; the order of the sum stays */
     for (int64_t i = threadIdx.x; i < blocks; i += QUANT_THREADS)
         sum += (double)absmax[i];
     part[threadIdx.x] = sum;

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "client/dataprint.h"
+#include "client/planprint.h"
 #include "client/summary.h"
 
 static const char text[] =
@@ -101,12 +102,46 @@ static void test_summary(void **state)
     json_decref(check);
 }
 
+static void test_plan(void **state)
+{
+    static const char gpu[] =
+        "{\"method\":\"dpo\",\"device_type\":\"gpu\",\"steps\":1000,\"steps_per_epoch\":500,"
+        "\"warmup_steps\":100,\"train_tokens\":412345,\"token_budget\":8192,"
+        "\"flops\":{\"step\":1.25e15,\"reference\":2e17,\"run\":1.6e18},"
+        "\"memory\":{\"free\":85e9,\"need\":61.5e9,\"weights\":3900000000,\"tables\":0,"
+        "\"process\":50000000,\"in_4bit\":true,\"dequantise\":\"for each product\","
+        "\"layers\":32,\"recomputed_layers\":12,\"activations\":41000000000}}";
+    json_t *j = json_loads(gpu, 0, NULL), *bare = json_loads("{\"steps\":3}", 0, NULL);
+    struct buf b = {.max = 1 << 16};
+
+    (void)state;
+    planprint(j, &b);
+    assert_string_equal(
+        b.data,
+        "steps       1,000, 500 an epoch; warmup 100\n"
+        "tokens      412,345 in the training set, a pair's prompt once; micro-batches of at most "
+        "8,192\n"
+        "work        1.25 PFLOP a step, 1.6 EFLOP in all, 12 % of it the reference\n"
+        "memory      61.5 GB of 85.0 GB, of each rank:\n"
+        "  weights               3.9 GB  4 bits, dequantised for each product\n"
+        "  activations          41.0 GB  12 of 32 layers computed again\n"
+        "  kernels              50.0 MB\n");
+    buf_clear(&b);
+    planprint(bare, &b); /* nothing that is not there is printed, nothing breaks */
+    assert_non_null(strstr(b.data, "steps       3, "));
+    assert_null(strstr(b.data, "memory"));
+    buf_free(&b);
+    json_decref(j);
+    json_decref(bare);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_rows),
         cmocka_unit_test(test_dropped),
         cmocka_unit_test(test_summary),
+        cmocka_unit_test(test_plan),
     };
     return cmocka_run_group_tests_name("dataprint", tests, NULL, NULL);
 }

@@ -104,6 +104,10 @@ def look(rig):
     shown = json.loads(rig.ctl('data', JOB, '--show', '1', '--json').stdout)
     tokens = [t for p in shown['examples_shown'][0]['parts'] for t in p['tokens']]
     assert tokens[0]['special'] and tokens[-1]['special'], tokens
+    out = rig.ctl('plan', JOB, *sets()).stdout
+    assert re.search(r'^steps +[0-9,]+, [0-9,]+ an epoch; warmup ', out, re.M) and 'FLOP a step' in out, out
+    assert re.search(r'^  weights +[0-9.]+ MB  4 bits, dequantised once$', out, re.M), out
+    assert json.loads(rig.ctl('plan', JOB, *sets(), '--json').stdout)['flops']['run'] > 0
     before = set(Path('/tmp').iterdir())
     out = rig.ctl('try', JOB, *sets())
     assert re.search(r'^ok: step-0 loss 0\.6931 = ln 2; peak .* s/step; whole run about ', out.stdout), out

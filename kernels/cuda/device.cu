@@ -115,9 +115,9 @@ size_t cuda_scratch_bytes(const kn_scratch *s, kn_dtype compute)
             n += u->w->parts[j].n;
         for (int j = 0; j < u->w->n_parts; j++)
             widest = larger(widest, u->w->parts[j].n);
-        /* a product's a, c and d; the widest reads x or dy and writes float32 */
-        more(&fill,
-             CUDA_FILL_ROWS * ((larger(kp, n) + ext) * size + 2 * (larger(kp, n) + ext) * 4));
+        /* a product's a and d: of x and y, of dy and dx */
+        more(&fill, CUDA_FILL_ROWS * ((kp + ext) * size + cuda_round(n) * 4));
+        more(&fill, CUDA_FILL_ROWS * (cuda_round(n + ext) * size + kp * 4));
         if (!u->room) {
             more(&x_ext, u->rows * (kp + ext) * size);
             more(&dy_ext, u->rows * (n + ext) * size);

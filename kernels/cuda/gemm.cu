@@ -263,44 +263,59 @@ size_t bytes_of(int64_t rows, int64_t ld, kn_dtype t)
 }
 
 /* Rows of a matrix into the beginning of `to`, zeros behind them up to `least`. */
-int fill_up(kn_ctx *ctx, const lora_rows &to, const void *from, int64_t cols, int64_t rows,
-            int64_t least)
+int fill_up(kn_ctx *ctx, const lora_rows &to, const void *from, int64_t ld, int64_t cols,
+            int64_t rows, int64_t least)
 {
     const size_t bytes = (size_t)(least * to.ld) * cuda_size(to.t);
     int r = cuda_error(cudaMemsetAsync(to.p, 0, bytes, ctx->stream));
 
-    return r || !from ? r : lora_copy(ctx, to, {(void *)from, to.ld, to.t}, rows, cols);
+    return r || !from ? r : lora_copy(ctx, to, {(void *)from, ld, to.t}, rows, cols);
+}
+
+/* Of a filled-up matrix: no wider than its columns ask, and aligned as the caller's is, for
+ * which the algorithm was chosen. */
+int64_t filled_ld(int64_t cols, int64_t ld)
+{
+    return cuda_round(cols) < ld ? cuda_round(cols) : ld;
+}
+
+/* Room for the product's a and d at the fewest rows of its algorithm: taken whether or not this
+ * call has so few, so that a later one finds it. */
+int fill_reserve(kn_ctx *ctx, const cuda_gemm *g, const gemm_choice *choice, size_t *ret_a)
+{
+    *ret_a = bytes_of(choice->least, filled_ld(g->k, g->lda), g->ab);
+    return cuda_reserve(&ctx->fill,
+                        *ret_a + bytes_of(choice->least, filled_ld(g->n, g->ldd), g->cd));
 }
 
 /* The product with as many rows as its algorithm needs. */
-int launch_filled(kn_ctx *ctx, const cuda_gemm *g, const gemm_choice *choice)
+int launch_filled(kn_ctx *ctx, const cuda_gemm *g, const gemm_choice *choice, size_t a_bytes)
 {
-    const int64_t least = choice->least, ldc = g->c ? g->ldc : g->ldd;
+    char *const a = (char *)ctx->fill.p, *const d = a + a_bytes;
+    const lora_rows x = {a, filled_ld(g->k, g->lda), g->ab},
+                    y = {d, filled_ld(g->n, g->ldd), g->cd};
     const void *const c = g->beta == 0.0f ? NULL : g->c ? g->c : g->d;
-    const size_t a_bytes = bytes_of(least, g->lda, g->ab), c_bytes = bytes_of(least, ldc, g->cd);
     cuda_gemm filled = *g;
-    int r = cuda_reserve(&ctx->fill, a_bytes + c_bytes + bytes_of(least, g->ldd, g->cd));
+    int r = fill_up(ctx, x, g->a, g->lda, g->k, g->m, choice->least);
 
-    if (r)
-        return r;
-    char *const at = (char *)ctx->fill.p;
-    filled.m = least;
-    filled.a = at;
-    filled.c = at + a_bytes;
-    filled.ldc = ldc;
-    filled.d = at + a_bytes + c_bytes;
-    r = fill_up(ctx, {at, g->lda, g->ab}, g->a, g->k, g->m, least);
+    filled.m = choice->least;
+    filled.a = a;
+    filled.lda = x.ld;
+    filled.c = NULL; /* d holds it */
+    filled.d = d;
+    filled.ldd = y.ld;
     if (!r)
-        r = fill_up(ctx, {at + a_bytes, ldc, g->cd}, c, g->n, g->m, least);
+        r = fill_up(ctx, y, c, g->c ? g->ldc : g->ldd, g->n, g->m, choice->least);
     if (!r)
         r = launch(ctx, &filled, &choice->algo);
-    return r ? r : lora_copy(ctx, {g->d, g->ldd, g->cd}, {filled.d, g->ldd, g->cd}, g->m, g->n);
+    return r ? r : lora_copy(ctx, {g->d, g->ldd, g->cd}, y, g->m, g->n);
 }
 } // namespace
 
 int cuda_gemm_run(kn_ctx *ctx, const cuda_gemm *g)
 {
     gemm_choice choice;
+    size_t a_bytes;
     int r;
 
     if (g->m == 0 || g->n == 0)
@@ -308,6 +323,11 @@ int cuda_gemm_run(kn_ctx *ctx, const cuda_gemm *g)
     r = choose(ctx, g, &choice);
     if (r)
         return r;
-    return !g->a_is_k_m && g->m < choice.least ? launch_filled(ctx, g, &choice)
-                                               : launch(ctx, g, &choice.algo);
+    if (g->a_is_k_m || choice.least <= 1)
+        return launch(ctx, g, &choice.algo);
+    r = fill_reserve(ctx, g, &choice, &a_bytes);
+    if (r)
+        return r;
+    return g->m < choice.least ? launch_filled(ctx, g, &choice, a_bytes)
+                               : launch(ctx, g, &choice.algo);
 }

@@ -16,7 +16,7 @@
 
 /* What a batch is planned to hold where memory allows (kn_scratch_use.rows' usual size);
  * answers asked for. */
-enum { CANONICAL_ROWS = 8192, ASKED = 16 };
+enum { CANONICAL_ROWS = 8192, ASKED = 16, FEW_THREADS = 256 };
 
 namespace
 {
@@ -262,14 +262,30 @@ size_t bytes_of(int64_t rows, int64_t ld, kn_dtype t)
     return ((size_t)(rows * ld) * cuda_size(t) + 255) / 256 * 256;
 }
 
-/* Rows of a matrix into the beginning of `to`, zeros behind them up to `least`. */
-int fill_up(kn_ctx *ctx, const lora_rows &to, const void *from, int64_t ld, int64_t cols,
-            int64_t rows, int64_t least)
+/* Row blockIdx.x: of `from` while it has so many, then zeros. */
+template <class T>
+__global__ void __launch_bounds__(FEW_THREADS)
+    few_rows(T *to, int64_t ldt, const T *from, int64_t ldf, int64_t cols, int64_t rows)
 {
-    const size_t bytes = (size_t)(least * to.ld) * cuda_size(to.t);
-    int r = cuda_error(cudaMemsetAsync(to.p, 0, bytes, ctx->stream));
+    const int64_t row = blockIdx.x;
 
-    return r || !from ? r : lora_copy(ctx, to, {(void *)from, ld, to.t}, rows, cols);
+    for (int64_t c = threadIdx.x; c < cols; c += blockDim.x)
+        to[row * ldt + c] = row < rows ? from[row * ldf + c] : T{};
+}
+
+/* The first `least` rows of `to`: those of `from` (NULL: none), zeros behind them. */
+int fill_up(kn_ctx *ctx, const lora_rows &to, const lora_rows &from, int64_t cols, int64_t rows,
+            int64_t least)
+{
+    const int64_t have = from.p ? rows : 0;
+
+    if (to.t == KN_BF16)
+        LAUNCH(few_rows<bf16_t>, (unsigned)least, FEW_THREADS, 0, ctx->stream, (bf16_t *)to.p,
+               to.ld, (const bf16_t *)from.p, from.ld, cols, have);
+    else
+        LAUNCH(few_rows<float>, (unsigned)least, FEW_THREADS, 0, ctx->stream, (float *)to.p, to.ld,
+               (const float *)from.p, from.ld, cols, have);
+    return cuda_launched();
 }
 
 /* Of a filled-up matrix: no wider than its columns ask, and aligned as the caller's is, for
@@ -296,7 +312,7 @@ int launch_filled(kn_ctx *ctx, const cuda_gemm *g, const gemm_choice *choice, si
                     y = {d, filled_ld(g->n, g->ldd), g->cd};
     const void *const c = g->beta == 0.0f ? NULL : g->c ? g->c : g->d;
     cuda_gemm filled = *g;
-    int r = fill_up(ctx, x, g->a, g->lda, g->k, g->m, choice->least);
+    int r = fill_up(ctx, x, {(void *)g->a, g->lda, g->ab}, g->k, g->m, choice->least);
 
     filled.m = choice->least;
     filled.a = a;
@@ -305,10 +321,10 @@ int launch_filled(kn_ctx *ctx, const cuda_gemm *g, const gemm_choice *choice, si
     filled.d = d;
     filled.ldd = y.ld;
     if (!r)
-        r = fill_up(ctx, y, c, g->c ? g->ldc : g->ldd, g->n, g->m, choice->least);
+        r = fill_up(ctx, y, {(void *)c, g->c ? g->ldc : g->ldd, g->cd}, g->n, g->m, choice->least);
     if (!r)
         r = launch(ctx, &filled, &choice->algo);
-    return r ? r : lora_copy(ctx, {g->d, g->ldd, g->cd}, y, g->m, g->n);
+    return r ? r : fill_up(ctx, {g->d, g->ldd, g->cd}, y, g->n, g->m, g->m);
 }
 } // namespace
 
